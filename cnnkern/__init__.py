@@ -1,0 +1,3 @@
+import torch  # noqa: F401
+
+from cnnkern import ops  # noqa: F401

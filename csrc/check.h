@@ -1,0 +1,65 @@
+// Tensors in, params out: the argument checks and allocations that every binder shares. The only
+// headers of torch used anywhere are those of its stable ABI.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "geometry.h"
+
+namespace cnnkern {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline Ints sizes_of(const Tensor& t) {
+  auto s = t.sizes();
+  return Ints(s.begin(), s.end());
+}
+
+inline DType dtype_of(const char* op, const char* name, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return DType::kFloat32;
+    case ScalarType::Double: return DType::kFloat64;
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    case ScalarType::Half: return DType::kFloat16;
+    default:
+      fail(op, name, " must be float32, float64, bfloat16 or float16, got ",
+           torch::headeronly::toString(t.scalar_type()));
+  }
+}
+
+// The second tensor must match the first in dtype and device.
+inline void check_same(const char* op, const char* name, const Tensor& t, const char* ref_name, const Tensor& ref) {
+  if (t.is_cpu() != ref.is_cpu() || t.get_device_index() != ref.get_device_index())
+    fail(op, name, " must be on the same device as ", ref_name);
+  if (t.scalar_type() != ref.scalar_type())
+    fail(op, name, " must have the dtype of ", ref_name, ", got ", torch::headeronly::toString(t.scalar_type()),
+         " and ", torch::headeronly::toString(ref.scalar_type()));
+}
+
+inline void check_size_is(const char* op, const char* name, const Tensor& t, const Ints& want) {
+  if (sizes_of(t) != want) fail(op, name, " must be ", to_string(want), ", got ", to_string(sizes_of(t)));
+}
+
+// True where the tensor's memory runs channels first: the layout that outputs then keep.
+// A contiguous tensor is NCHW, whatever its channels. `cnnkern.ops.is_nhwc` is the same rule.
+inline bool is_nhwc(const Tensor& t) {
+  if (t.dim() != 4 || t.is_contiguous()) return false;
+  const auto sizes = t.sizes(), strides = t.strides();
+  return sizes[1] > 1 && strides[1] == 1 && strides[3] >= sizes[1] && strides[2] >= strides[3];
+}
+
+inline MemoryFormat format_of(bool nhwc) { return nhwc ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous; }
+
+// The tensor itself where it is dense in that layout already, else a copy.
+inline Tensor dense(const Tensor& t, bool nhwc) { return torch::stable::contiguous(t, format_of(nhwc)); }
+
+inline Tensor new_output(const Tensor& like, const Ints& sizes, bool nhwc,
+                         std::optional<ScalarType> dtype = std::nullopt) {
+  return torch::stable::empty({sizes.data(), sizes.size()}, dtype ? *dtype : like.scalar_type(), std::nullopt,
+                              like.device(), std::nullopt, format_of(nhwc));
+}
+
+}  // namespace cnnkern

@@ -1,0 +1,32 @@
+// Which instruction set the CPU kernels use: the best one the machine has, unless CNNKERN_CPU_ISA
+// or cnnkern._C.set_cpu_isa() forces another.
+#pragma once
+#include <string>
+#include <vector>
+
+namespace cnnkern {
+
+enum class Isa : int { kScalar, kAvx2, kAvx512 };
+
+Isa current_isa();
+const char* isa_name(Isa isa);
+std::vector<std::string> available_isas();
+void set_isa(const std::string& name);  // throws std::invalid_argument
+
+}  // namespace cnnkern
+
+// CNNKERN_ISA_CALL(f(x)) calls scalar::f, avx2::f or avx512::f.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define CNNKERN_X86_ISAS 1
+#define CNNKERN_ISA_CALL(call)                                   \
+  [&] {                                                          \
+    switch (::cnnkern::current_isa()) {                          \
+      case ::cnnkern::Isa::kAvx512: return ::cnnkern::avx512::call; \
+      case ::cnnkern::Isa::kAvx2: return ::cnnkern::avx2::call;  \
+      default: return ::cnnkern::scalar::call;                   \
+    }                                                            \
+  }()
+#else
+#define CNNKERN_X86_ISAS 0
+#define CNNKERN_ISA_CALL(call) ::cnnkern::scalar::call
+#endif
