@@ -28,6 +28,7 @@ __all__ = [
     "Split",
     "batches",
     "load_dataset",
+    "locate",
     "read_idx",
     "read_image",
     "to_input",
@@ -126,15 +127,14 @@ def load_dataset(
         return _read_folder(name, _named_folder(name, Path(data_dir)))
     if name == "fashion-mnist-subset":
         return _read_folder(name, ASSETS)
-    for folder in (_cache_dir(name), SYSTEM_DIR / name):
-        if len(_find_files(folder)) == len(FILES):
-            return _read_folder(name, folder)
+    if folder := locate(name):
+        return _read_folder(name, folder)
     problem = "downloading was not allowed"
     if download:
         try:
             return _read_folder(name, _download(name, quiet))
         except OSError as error:  # also what requests raises: offline, refused, cut off, 404
-            problem = f"{type(error).__name__}: {error}"
+            problem = _cause(error)
     remedy = (
         f"To get it, put the files of {URLS[name]} in {_cache_dir(name)}, or in a folder named "
         "with --data-dir"
@@ -153,6 +153,12 @@ def load_dataset(
             file=sys.stderr,
         )
     return subset
+
+
+def locate(name: str) -> Path | None:
+    """Give the first of the cache and Debian's folder that has all files of a data set, or None."""
+    folders = (_cache_dir(name), SYSTEM_DIR / name)
+    return next((place for place in folders if len(_find_files(place)) == len(FILES)), None)
 
 
 def batches(
@@ -340,6 +346,12 @@ def _read_folder(name: str, folder: Path) -> Dataset:
     return Dataset(name, *splits, classes, str(folder))
 
 
+def _cause(error: OSError) -> str:
+    """Name an error of requests by what lies under its layers, when it says so."""
+    layered = error.args[0] if error.args else None
+    return f"{type(error).__name__}: {getattr(layered, 'reason', error)}"
+
+
 def _cache_dir(name: str) -> Path:
     return Path(pooch.os_cache("cnnkern")) / name
 
@@ -351,6 +363,17 @@ def _download(name: str, quiet: bool) -> Path:
     that is cut off leaves nothing behind that looks like a data set.
     """
     folder = _cache_dir(name)
+    logger = pooch.get_logger()
+    level = logger.level
+    logger.setLevel("WARNING" if quiet else level)
+    try:
+        _fetch_missing(name, folder, quiet)
+    finally:
+        logger.setLevel(level)
+    return folder
+
+
+def _fetch_missing(name: str, folder: Path, quiet: bool) -> None:
     for stem, md5 in zip(FILES, MD5[name], strict=True):
         url = f"{URLS[name]}{stem}.gz"
         fetch = pooch.HTTPDownloader(
@@ -362,4 +385,3 @@ def _download(name: str, quiet: bool) -> Path:
             if isinstance(error, OSError):  # some of requests' errors are both
                 raise
             raise DataError(f"{url}: not the file that was expected: {error}") from error
-    return folder

@@ -368,7 +368,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load documents no narrower set
-        raise CheckpointError(f"{path}: not a checkpoint, or a damaged one: {error}") from error
+        fault = str(error).partition("\n")[0][:100]
+        raise CheckpointError(f"{path}: not a checkpoint, or a damaged one: {fault}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a {FORMAT} checkpoint")
     known = {option.name for option in fields(TrainOptions)}
@@ -386,9 +387,7 @@ def model_from(checkpoint: dict[str, Any], device: torch.device) -> LeNet:
     return model.eval()
 
 
-def _make_optimizer(
-    parameters: Iterator[nn.Parameter], options: TrainOptions
-) -> optim.Optimizer:
+def _make_optimizer(parameters: Iterator[nn.Parameter], options: TrainOptions) -> optim.Optimizer:
     make, _ = OPTIMIZERS[options.optimizer]
     heavy = options.optimizer in ("momentum", "nesterov")
     extra = {"momentum": options.momentum} if heavy else {}

@@ -43,6 +43,12 @@ inline void check_size_is(const char* op, const char* name, const Tensor& t, con
   if (sizes_of(t) != want) fail(op, name, " must be ", to_string(want), ", got ", to_string(sizes_of(t)));
 }
 
+inline void check_bias(const char* op, const std::optional<Tensor>& bias, const Tensor& input, int64_t K) {
+  if (!bias) return;
+  check_same(op, "bias", *bias, "input", input);
+  check_size_is(op, "bias", *bias, {K});
+}
+
 // True where the tensor's memory runs channels first: the layout that outputs then keep.
 // A contiguous tensor is NCHW, whatever its channels. `cnnkern.ops.is_nhwc` is the same rule.
 inline bool is_nhwc(const Tensor& t) {

@@ -1,3 +1,135 @@
-// Binder of conv2d and its gradients on the CPU.
+// Binder of conv2d and its gradients on the CPU: checks, allocates, picks the instruction set.
 #include "check.h"
-STABLE_TORCH_LIBRARY_IMPL(cnnkern, CPU, m) {}
+#include "parallel.h"
+#include "tap_conv.h"
+#include "workspace.h"
+
+#define CNNKERN_KERNELS "conv2d.inc"
+#include "foreach_isa.h"
+#include "dispatch.h"
+
+namespace cnnkern {
+namespace {
+
+void check_algo(const char* op, const std::string& algo) {
+  if (algo != "auto" && algo != "direct") fail(op, "algo must be 'auto' or 'direct' on the CPU, got '", algo, "'");
+}
+
+Tensor conv2d(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, const Ints& stride,
+              const Ints& padding, const Ints& dilation, int64_t groups, const std::string& padding_mode,
+              const std::string& algo) {
+  const char* op = "conv2d";
+  const DType dtype = dtype_of(op, "input", input);
+  check_same(op, "weight", weight, "input", input);
+  const ConvParams p =
+      make_conv_params(op, sizes_of(input), sizes_of(weight), stride, padding, dilation, groups, padding_mode);
+  check_bias(op, bias, input, p.K);
+  check_algo(op, algo);
+  const bool nhwc = is_nhwc(input);
+  Tensor out = new_output(input, {p.N, p.K, p.P, p.Q}, nhwc);
+  if (p.N == 0) return out;
+  const Tensor x = dense(input, nhwc), w = dense(weight, false);
+  std::optional<Tensor> b = bias ? std::optional<Tensor>(dense(*bias, false)) : std::nullopt;
+  with_storage_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    CNNKERN_ISA_CALL(
+        launch_conv2d_direct<T, T>(fprop_taps(p), view_of(x.data_ptr(), p.C, p.H, p.W, nhwc),
+                                    static_cast<const T*>(w.data_ptr()),
+                                    b ? static_cast<const T*>(b->data_ptr()) : nullptr,
+                                    view_of(out.data_ptr(), p.K, p.P, p.Q, nhwc)));
+  });
+  return out;
+}
+
+// dgrad, one TapConv per residue of the output position modulo the stride.
+template <typename T, typename TO>
+void input_grad_zero_padded(const ConvParams& p, const View& grad, const T* weight, const View& out) {
+  for (int64_t h0 = 0; h0 < std::min(p.stride_h, p.H); ++h0)
+    for (int64_t w0 = 0; w0 < std::min(p.stride_w, p.W); ++w0)
+      CNNKERN_ISA_CALL(launch_conv2d_direct<T, TO>(dgrad_taps(p, h0, w0), grad, weight, nullptr, out));
+}
+
+Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Ints& input_size, const Ints& stride,
+                         const Ints& padding, const Ints& dilation, int64_t groups, const std::string& padding_mode,
+                         const std::string& algo) {
+  const char* op = "conv2d_input_grad";
+  const DType dtype = dtype_of(op, "grad", grad);
+  check_same(op, "weight", weight, "grad", grad);
+  const ConvParams p =
+      make_conv_params(op, input_size, sizes_of(weight), stride, padding, dilation, groups, padding_mode);
+  check_size_is(op, "grad", grad, {p.N, p.K, p.P, p.Q});
+  check_algo(op, algo);
+  const bool nhwc = is_nhwc(grad);
+  Tensor out = new_output(grad, input_size, nhwc);
+  if (p.N == 0) return out;
+  const Tensor g = dense(grad, nhwc), w = dense(weight, false);
+  const View grad_view = view_of(g.data_ptr(), p.K, p.P, p.Q, nhwc);
+  const View out_view = view_of(out.data_ptr(), p.C, p.H, p.W, nhwc);
+  with_storage_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    using A = std::conditional_t<std::is_same_v<T, double>, double, float>;
+    const T* weights = static_cast<const T*>(w.data_ptr());
+    if (p.mode == PaddingMode::kZeros) return input_grad_zero_padded<T, T>(p, grad_view, weights, out_view);
+    // Other modes: the gradient of the padded input, in the accumulator type, then folded.
+    ConvParams padded = p;
+    padded.H += p.pad_top + p.pad_bottom, padded.W += p.pad_left + p.pad_right;
+    padded.pad_left = padded.pad_right = padded.pad_top = padded.pad_bottom = 0;
+    padded.mode = PaddingMode::kZeros;
+    Tensor whole = new_output(grad, {p.N, p.C, padded.H, padded.W}, nhwc,
+                              sizeof(A) == 8 ? ScalarType::Double : ScalarType::Float);
+    const View whole_view = view_of(whole.data_ptr(), p.C, padded.H, padded.W, nhwc);
+    input_grad_zero_padded<T, A>(padded, grad_view, weights, whole_view);
+    CNNKERN_ISA_CALL(launch_fold_padding<A, T>(p, whole_view, out_view));
+  });
+  return out;
+}
+
+Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Ints& weight_size, const Ints& stride,
+                          const Ints& padding, const Ints& dilation, int64_t groups, const std::string& padding_mode,
+                          const std::string& algo) {
+  const char* op = "conv2d_weight_grad";
+  const DType dtype = dtype_of(op, "grad", grad);
+  check_same(op, "input", input, "grad", grad);
+  const ConvParams p =
+      make_conv_params(op, sizes_of(input), weight_size, stride, padding, dilation, groups, padding_mode);
+  check_size_is(op, "grad", grad, {p.N, p.K, p.P, p.Q});
+  check_algo(op, algo);
+  Tensor out = new_output(grad, weight_size, false);
+  const bool grad_nhwc = is_nhwc(grad), input_nhwc = is_nhwc(input);
+  const Tensor g = dense(grad, grad_nhwc), x = dense(input, input_nhwc);
+  with_storage_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    T* dw = static_cast<T*>(out.data_ptr());
+    if (p.N == 0) return void(std::fill(dw, dw + out.numel(), T{}));
+    CNNKERN_ISA_CALL(launch_conv2d_weight_grad<T>(p, view_of(g.data_ptr(), p.K, p.P, p.Q, grad_nhwc),
+                                                  view_of(x.data_ptr(), p.C, p.H, p.W, input_nhwc), dw));
+  });
+  return out;
+}
+
+Tensor conv2d_bias_grad(const Tensor& grad) {
+  const char* op = "conv2d_bias_grad";
+  const DType dtype = dtype_of(op, "grad", grad);
+  const Ints size = sizes_of(grad);
+  check_sizes(op, "grad", size, "[N, K, P, Q]");
+  const bool nhwc = is_nhwc(grad);
+  const Tensor g = dense(grad, nhwc);
+  Tensor out = new_output(grad, {size[1]}, false);
+  with_storage_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    CNNKERN_ISA_CALL(launch_conv2d_bias_grad<T>(size[0], size[1], size[2], size[3], nhwc,
+                                                static_cast<const T*>(g.data_ptr()),
+                                                static_cast<T*>(out.data_ptr())));
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace cnnkern
+
+STABLE_TORCH_LIBRARY_IMPL(cnnkern, CPU, m) {
+  m.impl("conv2d", TORCH_BOX(&cnnkern::conv2d));
+  m.impl("conv2d_input_grad", TORCH_BOX(&cnnkern::conv2d_input_grad));
+  m.impl("conv2d_weight_grad", TORCH_BOX(&cnnkern::conv2d_weight_grad));
+  m.impl("conv2d_bias_grad", TORCH_BOX(&cnnkern::conv2d_bias_grad));
+}

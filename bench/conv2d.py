@@ -1,0 +1,144 @@
+"""Time the convolution and its two gradients against torch's: ``python -m bench.conv2d``.
+
+Each problem runs in NCHW and in channels_last, ours and torch's in turn. The gradients are the raw
+ops, torch's `convolution_backward` asked for that one gradient.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from bench.results import DTYPES, Report, parser
+from bench.shapes import CONVS, Conv
+from bench.timing import WrongOutputError, alternate, check_same
+
+ours, theirs = torch.ops.cnnkern, torch.ops.aten
+FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+PASSES = ("fwd", "dgrad", "wgrad")
+COLUMNS = {
+    "name": "name",
+    "pass": "pass",
+    "layout": "layout",
+    "ours_us": "ours us",
+    "spread": "10-90 %",
+    "torch_nchw_us": "torch nchw",
+    "torch_nhwc_us": "torch nhwc",
+    "gflops": "GFLOP/s",
+    "percent": "% of peak",
+    "ratio_same": "same layout",
+    "ratio_best": "best torch",
+}
+
+
+def tensors(conv: Conv, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Make input, weight, bias and output gradient, seeded."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = (
+        (conv.N, conv.C, conv.H, conv.W),
+        (conv.K, conv.C // conv.groups, conv.R, conv.S),
+        (conv.K,),
+        (conv.N, conv.K, conv.P, conv.Q),
+    )
+    return tuple(torch.randn(s, generator=generator).to(device, dtype) for s in sizes)
+
+
+def calls(
+    conv: Conv, which: str, operands, layout: str, algo: str
+) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """Give our call and torch's for one pass in one layout."""
+    # Torch gets its weights in the layout it likes best; ours takes them as they are.
+    x, w, grad = (operands[i].contiguous(memory_format=FORMATS[layout]) for i in (0, 1, 3))
+    weight, bias = operands[1], operands[2]
+    stride, pad, dilation = [conv.stride] * 2, conv.padding, [conv.dilation] * 2
+    our_tail = (stride, [pad] * 4, dilation, conv.groups, "zeros", algo)
+    tail = (stride, [pad] * 2, dilation, False, [0, 0], conv.groups)
+    if which == "fwd":
+        return (
+            lambda: ours.conv2d.default(x, weight, bias, *our_tail),
+            lambda: theirs.convolution.default(x, w, bias, *tail),
+        )
+    if which == "dgrad":
+        return (
+            lambda: ours.conv2d_input_grad.default(grad, weight, x.shape, *our_tail),
+            lambda: theirs.convolution_backward.default(
+                grad, x, w, None, *tail, [True, False, False]
+            )[0],
+        )
+    return (
+        lambda: ours.conv2d_weight_grad.default(grad, x, weight.shape, *our_tail),
+        lambda: theirs.convolution_backward.default(grad, x, w, None, *tail, [False, True, False])[
+            1
+        ],
+    )
+
+
+def measure(report: Report, conv: Conv, which: str) -> None:
+    """Time one pass of one problem in the layouts asked for, and add their rows."""
+    options = report.options
+    dtype = DTYPES[options.dtype]
+    operands = tensors(conv, dtype, options.device)
+    pairs = {layout: calls(conv, which, operands, layout, options.algo) for layout in FORMATS}
+    mine = {layout: pairs[layout][0] for layout in options.layout}
+    baselines = {f"torch_{layout}": call for layout, (_, call) in pairs.items()}
+    # Sums of weight gradients run over every pixel of the batch: their own scale is the yardstick.
+    want = baselines["torch_nchw"]()
+    for layout in list(mine):
+        title = f"{conv.name} {which} {layout}"
+        try:
+            check_same(title, mine[layout](), want)
+        except (RuntimeError, WrongOutputError) as error:
+            report.fail(title, error)
+            del mine[layout]
+    if not mine:
+        return
+    samples = alternate(mine | baselines, report.budget * (2 + len(mine)) / 3, options.device)
+    best = min(samples[name].median for name in baselines)
+    for layout in mine:
+        sample = samples[layout]
+        rate = conv.flops / sample.median
+        report.add(
+            conv.name,
+            {"ours": sample} | {name: samples[name] for name in baselines},
+            **{"pass": which},
+            layout=layout,
+            dtype=options.dtype,
+            algo=options.algo,
+            gflops=round(rate / 1e9, 2),
+            percent=round(100 * rate / report.machine.flops, 1),
+            ratio_same=round(samples[f"torch_{layout}"].median / sample.median, 3),
+            ratio_best=round(best / sample.median, 3),
+        )
+
+
+def main() -> int:
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("--pass", dest="passes", default=",".join(PASSES), help="fwd,dgrad,wgrad")
+    options.add_argument("--layout", default="nchw,nhwc", help="ours; torch runs in both")
+    options.add_argument("--dtype", choices=DTYPES, default="float32")
+    options.add_argument("--algo", default="auto", help="our algorithm")
+    options.add_argument("--batch", type=int, help="instead of the problems' own")
+    args = options.parse_args()
+    args.layout = args.layout.split(",")
+    args.passes = args.passes.split(",")
+    for name, given, known in (("pass", args.passes, PASSES), ("layout", args.layout, FORMATS)):
+        if unknown := set(given) - set(known):
+            options.error(f"--{name} knows {', '.join(known)}, not {', '.join(sorted(unknown))}")
+    problems = [c for c in CONVS if args.only in c.name]
+    if args.batch:
+        problems = [replace(c, name=f"{c.name} N={args.batch}", N=args.batch) for c in problems
+                    if not c.name.endswith("N=1")]  # fmt: skip
+    report = Report("conv2d", args)
+    with torch.inference_mode():
+        for conv in problems:
+            for which in args.passes:
+                measure(report, conv, which)
+    return report.finish(COLUMNS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""Time LeNet's training step and inference against torch.nn: ``python -m bench.lenet``.
+
+A step is what the book's train_ch6 puts under its timer: zero_grad, forward, loss, backward, SGD
+step, and the running loss and accuracy. Random images of Fashion-MNIST's size, batch 256.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor, nn
+
+from bench.results import Report, parser
+from bench.timing import WrongOutputError, alternate, check_same
+from cnnkern.lenet import LeNet
+
+COLUMNS = {
+    "name": "name",
+    "pass": "pass",
+    "dtype": "dtype",
+    "activation": "activation",
+    "pool": "pool",
+    "ours_us": "ours us",
+    "spread": "10-90 %",
+    "torch_us": "torch.nn",
+    "torch_nhwc_us": "torch.nn nhwc",
+    "torch_compile_us": "torch.compile",
+    "onnxruntime_us": "onnxruntime",
+    "openvino_us": "openvino",
+    "images": "images/s",
+    "ratio_best": "best torch",
+}
+TORCH = ("torch", "torch_nhwc", "torch_compile")
+BATCH = 256
+
+
+def networks(activation: str, pool: str) -> tuple[nn.Module, nn.Module]:
+    """Build ours, and the book's with torch.nn and the same weights."""
+    mine = LeNet(activation=activation, pool=pool)
+    act = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "tanh": nn.Tanh}[activation]
+    window = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}[pool]
+    book = nn.Sequential(
+        *(nn.Conv2d(1, 6, 5, padding=2), act(), window(2, 2)),
+        *(nn.Conv2d(6, 16, 5), act(), window(2, 2)),
+        nn.Flatten(),
+        *(nn.Linear(400, 120), act(), nn.Linear(120, 84), act(), nn.Linear(84, 10)),
+    )
+    with torch.no_grad():
+        for theirs, our in zip(book.parameters(), mine.parameters(), strict=True):
+            theirs.copy_(our)
+    return mine, book
+
+
+def training_step(net: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], Tensor]:
+    """Give a call that takes one step of the book's training and returns the step's scores."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    loss_of = nn.CrossEntropyLoss()
+    sums = [0.0, 0.0, 0]
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        scores = net(images)
+        loss = loss_of(scores, labels)
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            sums[0] += float(loss * len(labels))
+            sums[1] += float((scores.argmax(1) == labels).sum())
+            sums[2] += len(labels)
+        return scores.detach()
+
+    return step
+
+
+def inference(net: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        with torch.inference_mode():
+            return net(images)
+
+    return call
+
+
+def peers(book: nn.Module, images: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Give the same network in the inference engines that are installed."""
+    found: dict[str, Callable[[], Tensor]] = {}
+    threads = torch.get_num_threads()
+    if images.device.type != "cpu" or not any(map(find_spec, ("onnxruntime", "openvino"))):
+        return found
+    if find_spec("onnxruntime") and find_spec("onnx"):
+        import onnxruntime
+
+        file = io.BytesIO()
+        torch.onnx.export(book, (images,), file, dynamo=False, input_names=["images"])
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(
+            file.getvalue(), settings, providers=["CPUExecutionProvider"]
+        )
+        feed = {"images": images.numpy()}
+        found["onnxruntime"] = lambda: torch.from_numpy(session.run(None, feed)[0])
+    if find_spec("openvino"):
+        import openvino
+
+        model = openvino.convert_model(book, example_input=images)
+        config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        request = openvino.Core().compile_model(model, "CPU", config).create_infer_request()
+        array = images.numpy()
+        found["openvino"] = lambda: torch.from_numpy(request.infer([array], share_inputs=True)[0])
+    return found
+
+
+def candidates(
+    args, activation: str, pool: str, which: str, batch: int
+) -> dict[str, Callable[[], Tensor]]:
+    """Give every network's call for one row; each has its own copy of the same weights."""
+    torch.manual_seed(0)
+    mine, book = (net.to(args.device) for net in networks(activation, pool))
+    images = torch.rand(batch, 1, 28, 28, device=args.device)
+    labels = torch.randint(10, (batch,), device=args.device)
+    nets: dict[str, Callable[[Tensor], Tensor]] = {"torch": book, "ours": mine}
+    nets["torch_nhwc"] = copy.deepcopy(book).to(memory_format=torch.channels_last)
+    if args.compile:
+        nets["torch_compile"] = torch.compile(copy.deepcopy(book))
+        nets["ours_compile"] = torch.compile(copy.deepcopy(mine))
+    if which == "train":
+        return {name: training_step(net, images, labels) for name, net in nets.items()}
+    made = {name: inference(net, images) for name, net in nets.items()}
+    return made | peers(book.eval(), images)
+
+
+def measure(report: Report, activation: str, pool: str, which: str, batch: int) -> None:
+    """Time one row: every network takes turns, once all agree on the scores."""
+    title = f"lenet N={batch}"
+    chosen = candidates(report.options, activation, pool, which, batch)
+    try:
+        # Two steps, so that the first one's gradients are compared as well.
+        for _ in range(2):
+            want = chosen["torch"]()
+            for name, call in chosen.items():
+                if name != "torch":
+                    check_same(f"{title} {which} {activation} {pool}: {name}", call(), want, 1e-3)
+    except (RuntimeError, WrongOutputError) as error:
+        report.fail(f"{title} {which}", error)
+        return
+    samples = alternate(chosen, 3 * report.budget, report.options.device)
+    ours = samples["ours"].median
+    best = min(samples[name].median for name in TORCH if name in samples)
+    report.add(
+        title,
+        samples,
+        **{"pass": which},
+        dtype="float32",
+        activation=activation,
+        pool=pool,
+        images=round(batch / ours),
+        ratio_same=round(samples["torch"].median / ours, 3),
+        ratio_best=round(best / ours, 3),
+    )
+
+
+def main() -> int:
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("--compile", action="store_true", help="also time torch.compile")
+    args = options.parse_args()
+    report = Report("lenet", args)
+    for activation, pool in (("sigmoid", "avg"), ("relu", "max")):
+        for which, batch in (("train", BATCH), ("infer", BATCH), ("infer", 1)):
+            if args.only in f"lenet N={batch} {which} {activation}":
+                measure(report, activation, pool, which, batch)
+    return report.finish(COLUMNS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Time the pools and their gradients against torch's: ``python -m bench.pool2d``.
+
+Passes: fwd, as in inference; train, a forward that keeps what backward needs (of max pools only);
+bwd. Rates count each element of input and output once, indices not at all.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+from bench.results import DTYPES, Report, parser
+from bench.shapes import POOLS, Pool
+from bench.timing import WrongOutputError, alternate, check_same
+
+ours, theirs = torch.ops.cnnkern, torch.ops.aten
+FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+PASSES = ("fwd", "train", "bwd")
+COLUMNS = {
+    "name": "name",
+    "pass": "pass",
+    "layout": "layout",
+    "ours_us": "ours us",
+    "spread": "10-90 %",
+    "torch_nchw_us": "torch nchw",
+    "torch_nhwc_us": "torch nhwc",
+    "gbs": "GB/s",
+    "percent": "% of copy",
+    "ratio_same": "same layout",
+    "ratio_best": "best torch",
+}
+Calls = tuple[Callable[[], Tensor], Callable[[], Tensor]]
+
+
+def calls(pool: Pool, which: str, x: Tensor, grad: Tensor) -> Calls | None:
+    """Give our call and torch's for one pass, None where the pool has no such pass."""
+    kernel, stride, padding = [pool.kernel] * 2, [pool.stride] * 2, [pool.padding] * 2
+    if pool.kind == "max":
+        return _max_calls(which, x, grad, (kernel, stride, padding, [1, 1]))
+    if which == "train":
+        return None
+    if pool.kind == "avg":
+        args = (kernel, stride, padding, False, True, None)
+        if which == "fwd":
+            return (
+                lambda: ours.avg_pool2d.default(x, *args),
+                lambda: theirs.avg_pool2d.default(x, *args),
+            )
+        return (
+            lambda: ours.avg_pool2d_grad.default(grad, x.shape, *args),
+            lambda: theirs.avg_pool2d_backward.default(grad, x, *args),
+        )
+    if which == "fwd":
+        return (
+            lambda: ours.adaptive_avg_pool2d.default(x, kernel),
+            # The function picks a plain mean for an output of 1x1.
+            lambda: torch.nn.functional.adaptive_avg_pool2d(x, kernel),
+        )
+    return (
+        lambda: ours.adaptive_avg_pool2d_grad.default(grad, x.shape),
+        lambda: theirs._adaptive_avg_pool2d_backward.default(grad, x),
+    )
+
+
+def _max_calls(which: str, x: Tensor, grad: Tensor, window) -> Calls:
+    if which != "bwd":
+        save = "none" if which == "fwd" else "offsets"
+        return (
+            lambda: ours.max_pool2d.default(x, *window, False, save)[0],
+            lambda: theirs.max_pool2d_with_indices.default(x, *window)[0],
+        )
+    indices = theirs.max_pool2d_with_indices.default(x, *window)[1]
+    offsets = None
+    with suppress(NotImplementedError):  # then the call says so, and the row fails
+        offsets = ours.max_pool2d.default(x, *window, False, "offsets")[1]
+    return (
+        lambda: ours.max_pool2d_grad.default(grad, offsets, x.shape, *window),
+        lambda: theirs.max_pool2d_with_indices_backward.default(grad, x, *window, False, indices),
+    )
+
+
+def measure(report: Report, pool: Pool, which: str) -> None:
+    """Time one pass of one problem in both layouts, and add their rows."""
+    options = report.options
+    dtype = DTYPES[options.dtype]
+    generator = torch.Generator().manual_seed(0)
+    sizes = (pool.N, pool.C, pool.H, pool.W), (pool.N, pool.C, pool.P, pool.Q)
+    x, grad = (torch.randn(s, generator=generator).to(options.device, dtype) for s in sizes)
+    samples, baselines, mine = {}, {}, {}
+    for layout, memory_format in FORMATS.items():
+        operands = [t.contiguous(memory_format=memory_format) for t in (x, grad)]
+        pair = calls(pool, which, *operands)
+        if pair is None:
+            return
+        mine[layout], baselines[f"torch_{layout}"] = pair
+    want = baselines["torch_nchw"]()
+    for layout in FORMATS:
+        title = f"{pool.name} {which} {layout}"
+        try:
+            check_same(title, mine[layout](), want)
+        except (RuntimeError, WrongOutputError) as error:
+            report.fail(title, error)
+            del mine[layout]
+    if not mine:
+        return
+    samples = alternate(mine | baselines, report.budget, options.device)
+    best = min(samples[name].median for name in baselines)
+    bytes_moved = (x.numel() + grad.numel()) * x.element_size()
+    for layout in mine:
+        seconds = samples[layout].median
+        report.add(
+            pool.name,
+            {"ours": samples[layout]} | {name: samples[name] for name in baselines},
+            **{"pass": which},
+            layout=layout,
+            dtype=options.dtype,
+            gbs=round(bytes_moved / seconds / 1e9, 2),
+            percent=round(100 * bytes_moved / seconds / report.machine.bandwidth, 1),
+            ratio_same=round(samples[f"torch_{layout}"].median / seconds, 3),
+            ratio_best=round(best / seconds, 3),
+        )
+
+
+def main() -> int:
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("--pass", dest="passes", default=",".join(PASSES), help="fwd,train,bwd")
+    options.add_argument("--dtype", choices=DTYPES, default="float32")
+    args = options.parse_args()
+    args.passes = args.passes.split(",")
+    if unknown := set(args.passes) - set(PASSES):
+        options.error(f"--pass knows {', '.join(PASSES)}, not {', '.join(sorted(unknown))}")
+    report = Report("pool2d", args)
+    with torch.inference_mode():
+        for pool in POOLS:
+            if args.only in pool.name:
+                for which in args.passes:
+                    measure(report, pool, which)
+    return report.finish(COLUMNS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""Rows of a benchmark: printed as a table, kept as CSV with all that a reader needs to trust them."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import functools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench.timing import Machine, Sample, geometric_mean, measure_machine
+from cnnkern import _C
+
+RESULTS = Path(__file__).parent / "results"
+DTYPES = {str(d).removeprefix("torch."): d for d in
+          (torch.float32, torch.float64, torch.bfloat16, torch.float16)}  # fmt: skip
+# What tells two rows of a file apart; a row measured again replaces the old one.
+KEYS = (
+    "subject",
+    "name",
+    "pass",
+    "layout",
+    "dtype",
+    "algo",
+    "activation",
+    "device",
+    "isa",
+    "threads",
+)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Make the options that all benchmarks have."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--threads", type=int, default=torch.get_num_threads())
+    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    made.add_argument("--only", default="", help="rows whose name contains this")
+    made.add_argument("--quick", action="store_true", help="a fifth of the time a row")
+    made.add_argument("--csv", nargs="?", const="", help="also write CSV (default: bench/results/)")
+    return made
+
+
+class Report:
+    """Collect the rows of one run."""
+
+    def __init__(self, subject: str, options: argparse.Namespace) -> None:
+        torch.set_num_threads(options.threads)
+        self.subject, self.options = subject, options
+        self.budget = 0.2 if options.quick else 1.0
+        self.machine: Machine = measure_machine(options.device)
+        self.rows: list[dict] = []
+        self.failures: list[str] = []
+
+    def add(self, name: str, samples: dict[str, Sample], **columns) -> None:
+        """Add a row: `ours` among the samples against the others, and what else describes it."""
+        ours, row = samples["ours"], {"subject": self.subject, "name": name, **columns}
+        row |= {"ours_us": _us(ours.median), "ours_p10": _us(ours.low), "ours_p90": _us(ours.high)}
+        row["spread"] = f"{_show(row['ours_p10'])}-{_show(row['ours_p90'])}"
+        for other, sample in samples.items():
+            if other != "ours":
+                row[f"{other}_us"] = _us(sample.median)
+        self.rows.append(row | self._origin())
+
+    def fail(self, name: str, error: Exception) -> None:
+        """Note a row that could not be measured."""
+        self.failures.append(f"{name}: {str(error).splitlines()[0]}")
+
+    def _origin(self) -> dict:
+        info = self.machine
+        cuda = self.options.device == "cuda"
+        return {
+            "device": info.device,
+            "isa": "cuda" if cuda else _C.cpu_isa(),
+            "threads": info.threads,
+            "peak_gflops": round(info.flops / 1e9, 1),
+            "peak_source": info.flops_source,
+            "peak_gbs": round(info.bandwidth / 1e9, 1),
+            "torch": torch.__version__,
+            "commit": _commit(),
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        }
+
+    def finish(self, columns: dict[str, str], ratio: str = "ratio_best") -> int:
+        """Print the table and the geometric means, write the CSV, and give the exit status."""
+        info, console = self.machine, Console(width=None if sys.stdout.isatty() else 200)
+        console.print(
+            f"{info.device}, {info.threads} threads, {self._origin()['isa']}, torch "
+            f"{torch.__version__}: {info.flops / 1e9:.0f} GFLOP/s by {info.flops_source}, copies "
+            f"{info.bandwidth / 1e9:.1f} GB/s. Ratios above 1: ours is faster.",
+            highlight=False,
+        )
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        # A column that no row fills is left out.
+        columns = {k: v for k, v in columns.items() if any(k in row for row in self.rows)}
+        for key, title in columns.items():
+            side = "left" if isinstance(self.rows[0].get(key), str) else "right"
+            table.add_column(title, justify=side, no_wrap=True)
+        for row in self.rows:
+            style = "" if row.get(ratio, 1) >= 1 else "dim"
+            table.add_row(*[_show(row.get(key, "")) for key in columns], style=style)
+        console.print(table)
+        groups: dict[str, list[float]] = {}
+        for row in self.rows:
+            group = " ".join(filter(None, (row.get("pass", ""), row.get("layout", ""))))
+            groups.setdefault(group, []).append(row[ratio])
+        for group, values in groups.items():
+            console.print(
+                f"geometric mean of {ratio}, {group}: {geometric_mean(values):.2f} "
+                f"(faster in {sum(v >= 1 for v in values)} of {len(values)})",
+                highlight=False,
+            )
+        for failure in self.failures:
+            console.print(f"not timed: {failure}", style="red", highlight=False, markup=False)
+        if self.options.csv is not None and self.rows:
+            console.print(f"wrote {self._write()}", highlight=False)
+        return 1 if self.failures else 0
+
+    def _write(self) -> Path:
+        origin = self._origin()
+        slug = re.sub(r"[^a-z0-9]+", "-", origin["device"].lower()).strip("-")
+        usual = RESULTS / f"{self.subject}-{slug}-{origin['isa']}-{origin['threads']}t.csv"
+        path = Path(self.options.csv) if self.options.csv else usual
+        rows = {tuple(str(r.get(k, "")) for k in KEYS): r for r in [*read(path), *self.rows]}
+        names = list(dict.fromkeys(key for row in rows.values() for key in row))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names, restval="")
+            writer.writeheader()
+            writer.writerows(rows.values())
+        return path
+
+
+def read(path: Path) -> list[dict]:
+    """Read the rows of a CSV file; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _us(seconds: float) -> float:
+    return round(seconds * 1e6, 2)
+
+
+def _show(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}" if value < 100 else f"{value:.0f}"
+    return str(value)
+
+
+@functools.cache
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, cwd=RESULTS.parent, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return ""
+    return done.stdout.strip()

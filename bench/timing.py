@@ -1,0 +1,199 @@
+"""The one timer of the benchmarks, and the machine's own limits.
+
+Candidates take turns in one process with the same threads, so that a neighbour's noise or a falling
+clock hits all of them. A candidate whose output is wrong is not timed. Times are seconds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import math
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+HERE = Path(__file__).parent
+SHORTEST_SAMPLE = 300e-6  # calls shorter than this are timed several at once
+ROUNDS = (5, 200)
+# Largest error allowed, as a part of the largest value: rounding of long sums, and Winograd's.
+TOLERANCE = {
+    torch.float64: 1e-11,
+    torch.float32: 1e-4,
+    torch.float16: 1e-2,
+    torch.bfloat16: 4e-2,
+}
+
+
+class WrongOutputError(AssertionError):
+    """A candidate computes something else than the baseline."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Seconds a call: the median, and the 10 % and 90 % quantiles of all rounds."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+
+def check_same(name: str, got: Tensor, want: Tensor, tolerance: float | None = None) -> None:
+    """Refuse an output that is not the baseline's, up to rounding.
+
+    Raises:
+        WrongOutputError: another shape or dtype, NaN, or an error above the tolerance.
+    """
+    if got.shape != want.shape or got.dtype != want.dtype:
+        raise WrongOutputError(f"{name}: {got.dtype} {list(got.shape)}, not {list(want.shape)}")
+    if want.numel() == 0:
+        return
+    limit = TOLERANCE[want.dtype] if tolerance is None else tolerance
+    scale = want.abs().max().double().item()
+    error = (got - want).abs().max().double().item() / max(scale, 1e-30)
+    if not error <= limit:
+        raise WrongOutputError(f"{name}: off by {error:.1e} of the largest value (limit {limit})")
+
+
+def alternate(
+    candidates: dict[str, Callable[[], object]],
+    budget: float = 1.0,
+    device: str = "cpu",
+) -> dict[str, Sample]:
+    """Time the candidates in turn until `budget` seconds have passed, at least five rounds."""
+    sync = torch.cuda.synchronize if device == "cuda" else _nothing
+    counts = {name: _calls_a_sample(call, sync) for name, call in candidates.items()}
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    order = list(candidates)
+    gc.collect()
+    gc.disable()
+    try:
+        start, rounds = time.perf_counter(), 0
+        while rounds < ROUNDS[0] or (rounds < ROUNDS[1] and time.perf_counter() - start < budget):
+            for name in order:
+                times[name].append(_time(candidates[name], counts[name], sync))
+            order.reverse()
+            rounds += 1
+    finally:
+        gc.enable()
+    return {name: _summarise(values) for name, values in times.items()}
+
+
+def _nothing() -> None:
+    pass
+
+
+def _calls_a_sample(call: Callable[[], object], sync: Callable[[], None]) -> int:
+    """Warm up, and tell how many calls make a sample that the clock can measure."""
+    call()
+    once = _time(call, 1, sync)
+    if once < SHORTEST_SAMPLE:
+        once = min(once, _time(call, 5, sync))
+    return max(1, math.ceil(SHORTEST_SAMPLE / once))
+
+
+def _time(call: Callable[[], object], count: int, sync: Callable[[], None]) -> float:
+    sync()
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    sync()
+    return (time.perf_counter() - start) / count
+
+
+def _summarise(values: list[float]) -> Sample:
+    tenths = statistics.quantiles(values, n=10, method="inclusive")
+    return Sample(statistics.median(values), tenths[0], tenths[-1], len(values))
+
+
+def geometric_mean(values: list[float]) -> float:
+    """Average ratios: the exponential of the mean logarithm."""
+    return math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan
+
+
+# ---- the machine ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this process can reach with its threads, and how that was measured."""
+
+    device: str
+    threads: int
+    flops: float  # float32, a second
+    flops_source: str
+    bandwidth: float  # bytes read and written a second, by a large copy
+
+
+def measure_machine(device: str = "cpu") -> Machine:
+    """Measure the peak rates with the threads that torch is set to use."""
+    name = torch.cuda.get_device_name() if device == "cuda" else cpu_name()
+    flops, source = None, "fma loop"
+    if device == "cpu":
+        flops = _fma_peak(torch.get_num_threads())
+    if flops is None:  # a GPU, or no C compiler: the best matrix product stands in
+        flops, source = _matmul_peak(device), "torch.mm"
+    return Machine(name, torch.get_num_threads(), flops, source, _copy_bandwidth(device))
+
+
+def cpu_name() -> str:
+    """Name the processor as the operating system does."""
+    info = Path("/proc/cpuinfo")
+    found = info.exists() and re.search(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _fma_peak(threads: int) -> float | None:
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "fma_peak.so"
+        command = [compiler, "-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]
+        try:
+            subprocess.run(
+                [*command, "-o", str(library), str(HERE / "fma_peak.c")],
+                check=True,
+                capture_output=True,
+            )
+        except subprocess.CalledProcessError:
+            return None
+        loop = ctypes.CDLL(str(library))
+        loop.fma_loop.argtypes = (ctypes.c_long, ctypes.c_float)
+        loop.fma_loop.restype = ctypes.c_float
+        loop.fma_flops.restype = ctypes.c_long
+        iterations, best = 1_000_000, 0.0
+        with ThreadPoolExecutor(threads) as pool:  # ctypes lets go of the GIL
+            for _ in range(8):
+                start = time.perf_counter()
+                list(pool.map(lambda _: loop.fma_loop(iterations, 0.5), range(threads)))
+                seconds = time.perf_counter() - start
+                best = max(best, threads * iterations * loop.fma_flops() / seconds)
+        return best
+
+
+def _matmul_peak(device: str, size: int = 4096) -> float:
+    size = size if device == "cuda" else size // 2
+    a = torch.randn(size, size, device=device)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    seconds = alternate({"mm": lambda: torch.mm(a, a)}, 0.5, device)["mm"].low
+    return 2 * size**3 / seconds
+
+
+def _copy_bandwidth(device: str, megabytes: int = 128) -> float:
+    source = torch.ones(megabytes << 18, device=device)
+    target = torch.empty_like(source)
+    seconds = alternate({"copy": lambda: target.copy_(source)}, 0.4, device)["copy"].low
+    return 2 * source.numel() * 4 / seconds

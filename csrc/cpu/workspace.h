@@ -1,0 +1,12 @@
+// Scratch memory of the calling thread, 64-byte aligned, kept between calls.
+#pragma once
+#include <cstddef>
+
+namespace cnnkern {
+
+enum class Scratch { kItem, kCall };  // what one work item needs; what a whole call shares
+
+// At least `bytes`; valid until the thread asks for the same kind again. Throws std::bad_alloc.
+void* thread_workspace(Scratch kind, size_t bytes);
+
+}  // namespace cnnkern

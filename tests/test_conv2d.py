@@ -1,0 +1,240 @@
+"""conv2d, conv1d, corr2d: forward and every gradient, over the case table, against the oracle."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from cases import (
+    CONVS,
+    LAYOUTS,
+    assert_close,
+    conv_expected,
+    data_grid,
+    layout,
+    values,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cnnkern import _C, functional, reference
+from cnnkern.ops import is_nhwc
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+FORMATS = ("contiguous", "channels_last")
+BY_NAME = {case.name: case for case in CONVS}
+# What each forced algorithm must accept, and refuse with a reason otherwise.
+APPLIES = {
+    "direct": lambda case: True,
+    "depthwise": lambda case: case.weight[1] == 1,
+}
+
+
+def arguments(case, dtype, layout_name, device="cpu"):
+    """Return input, weight, bias, grad, leaves of autograd where they are operands."""
+    t = case.tensors(data_grid(dtype))
+    out = []
+    for name, value in t.items():
+        if value is not None:
+            value = value.to(device, dtype)
+            value = value if name == "bias" else layout(value, layout_name).detach()
+            value.requires_grad_(name != "grad")
+        out.append(value)
+    return out
+
+
+def call(case, x, w, b, algo="auto"):
+    stride, padding, dilation, groups, mode = case.geometry
+    return functional.conv2d(
+        x, w, b, stride, padding, dilation, groups, padding_mode=mode, algo=algo
+    )
+
+
+def check(case, dtype, x, w, b, g, algo="auto"):
+    """Compare the output and the gradient of every operand with the oracle."""
+    expected, reductions = conv_expected(case, data_grid(dtype)), case.reductions()
+    y = call(case, x, w, b, algo)
+    assert_close(y, expected["output"], dtype, reductions["output"])
+    kept = torch.channels_last if is_nhwc(x) else torch.contiguous_format
+    assert y.is_contiguous(memory_format=kept)
+    operands = {"input": x, "weight": w, "bias": b}
+    operands = {name: t for name, t in operands.items() if t is not None}
+    grads = torch.autograd.grad(y, list(operands.values()), g)
+    for name, grad in zip(operands, grads, strict=True):
+        assert_close(grad, expected[name], dtype, reductions[name], what=f"gradient of {name}")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CONVS, ids=str)
+def test_forward_and_gradients(case, dtype, format, target):
+    check(case, dtype, *arguments(case, dtype, format, target.device))
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("case", CONVS, ids=str)
+def test_every_algorithm(case, dtype, cpu_isa):
+    assert set(_C.conv2d_algos()) == {"auto", *APPLIES}
+    for algo, applies in APPLIES.items():
+        for format in FORMATS:
+            operands = arguments(case, dtype, format)
+            if applies(case):
+                check(case, dtype, *operands, algo=algo)
+            else:
+                with pytest.raises(RuntimeError, match=f"^cnnkern::conv2d: .*{algo}"):
+                    call(case, *operands[:3], algo=algo)
+
+
+@pytest.mark.parametrize("grad_layout", LAYOUTS)
+@pytest.mark.parametrize("x_layout", LAYOUTS)
+@pytest.mark.parametrize("name", ("primes", "depthwise", "pointwise", "stride2", "circular"))
+def test_layouts_that_are_not_dense(name, x_layout, grad_layout):
+    case = BY_NAME[name]
+    x, w, b, _ = arguments(case, torch.float32, x_layout)
+    *_, g = arguments(case, torch.float32, grad_layout)
+    check(case, torch.float32, x, w, b, g)
+
+
+def test_expanded_operands():
+    x = values((1, 3, 6, 1), 0).float().expand(4, 3, 6, 7).requires_grad_()
+    w = values((5, 1, 1, 3), 1).float().expand(5, 3, 3, 3).requires_grad_()
+    y = functional.conv2d(x, w, padding=1)
+    y.sum().backward()  # an expanded gradient, too
+    expected, (gx, gw) = reference.vjp(
+        lambda x, w: reference.conv2d(x, w, None, padding=(1, 1, 1, 1)), (x, w), torch.ones_like(y)
+    )
+    assert_close(y, expected, torch.float32, 27)
+    assert_close(x.grad, gx, torch.float32, 45)
+    assert_close(w.grad, gw, torch.float32, 4 * 42)
+
+
+class RecordOps(TorchDispatchMode):
+    """Note the name of every cnnkern op that runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "cnnkern":
+            self.names.append(func._opname)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("needs", list(itertools.product((False, True), repeat=3)), ids=str)
+def test_only_the_gradients_asked_for_are_computed(needs):
+    case = BY_NAME["primes"]
+    *operands, g = arguments(case, torch.float32, "contiguous")
+    for t, need in zip(operands, needs, strict=True):
+        t.requires_grad_(need)
+    y = call(case, *operands)
+    assert y.requires_grad == any(needs)
+    with RecordOps() as record:
+        if any(needs):
+            y.backward(g)
+    names = ("conv2d_input_grad", "conv2d_weight_grad", "conv2d_bias_grad")
+    expected = [name for name, need in zip(names, needs, strict=True) if need]
+    assert sorted(record.names) == sorted(expected)
+    assert [t.grad is not None for t in operands] == list(needs)
+
+
+GRADCHECKED = {
+    "plain": {},
+    "strided": {"stride": (2, 1), "padding": (1, 0, 2, 1), "dilation": (1, 2)},
+    "grouped": {"groups": 2, "padding": 1},
+    "reflect": {"padding": (1, 2, 0, 1), "padding_mode": "reflect"},
+    "replicate": {"padding": (1, 2, 3, 0), "padding_mode": "replicate", "stride": 2},
+    "circular": {"padding": (1, 2, 0, 1), "padding_mode": "circular"},
+}
+
+
+@pytest.mark.parametrize("name", GRADCHECKED)
+def test_gradcheck_and_double_backward(name):
+    options = GRADCHECKED[name]
+    C = 2 // options.get("groups", 1)
+    x, w, b = values((2, 2, 4, 5), 0), values((2, C, 2, 3), 1), values((2,), 2)
+    operands = [t.requires_grad_() for t in (x, w, b)]
+    torch.autograd.gradcheck(lambda *t: functional.conv2d(*t, **options), operands)
+    torch.autograd.gradgradcheck(lambda *t: functional.conv2d(*t, **options), operands)
+
+
+def test_third_derivative():
+    x, w = values((1, 1, 4, 4), 0).requires_grad_(), values((1, 1, 2, 2), 1).requires_grad_()
+
+    def third(conv):
+        y = conv(conv(x, w) ** 2, w).sum()
+        (g,) = torch.autograd.grad(y, w, create_graph=True)
+        (gg,) = torch.autograd.grad((g**2).sum(), w, create_graph=True)
+        return torch.autograd.grad(gg.sum(), x)[0]
+
+    torch.testing.assert_close(third(functional.conv2d), third(reference.conv2d))
+
+
+# ---- what the functional layer adds -----------------------------------------------------------------
+
+
+def test_corr2d():
+    x, k = torch.arange(9.0).view(3, 3), torch.arange(4.0).view(2, 2)
+    assert functional.corr2d(x, k).equal(torch.tensor([[19.0, 25.0], [37.0, 43.0]]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("padding", (0, 2, (3,), "same", "valid"), ids=str)
+def test_conv1d_is_torchs(padding, dtype):
+    x, w, b = (
+        values(size, i, 1 / 16).to(dtype).requires_grad_()
+        for i, size in enumerate(((2, 4, 23), (6, 2, 4), (6,)))
+    )
+    stride = 1 if padding == "same" else 2
+    y = functional.conv1d(x, w, b, stride, padding, 2, 2)
+    g = values(y.shape, 3, 1 / 16).to(dtype)
+    expected, expected_grads = reference.vjp(
+        lambda *t: torch.nn.functional.conv1d(*t, stride, padding, 2, 2), (x, w, b), g
+    )
+    assert_close(y, expected, dtype, 8)
+    for actual, e in zip(torch.autograd.grad(y, (x, w, b), g), expected_grads, strict=True):
+        assert_close(actual, e, dtype, 46)
+    assert functional.conv1d(x[0], w, b, stride, padding, 2, 2).equal(y[0])
+
+
+@pytest.mark.parametrize(
+    ("padding", "four"),
+    (
+        (2, (2, 2, 2, 2)),
+        ((1,), (1, 1, 1, 1)),
+        ((1, 3), (3, 3, 1, 1)),
+        ((1, 2, 3, 4), (1, 2, 3, 4)),
+        ("valid", (0, 0, 0, 0)),
+        # A total of dilation*(kernel - 1) = (6, 3); torch puts the odd one right and below.
+        ("same", (1, 2, 3, 3)),
+    ),
+    ids=str,
+)
+def test_spellings_of_padding(padding, four):
+    x, w = values((2, 3, 9, 8), 0), values((4, 3, 3, 4), 1)
+    y = functional.conv2d(x, w, padding=padding, dilation=(3, 1))
+    expected = reference.conv2d(x, w, None, padding=four, dilation=(3, 1))
+    assert_close(y, expected, torch.float64, 36)
+    if padding == "same":
+        theirs = torch.nn.functional.conv2d(x, w, padding="same", dilation=(3, 1))
+        assert_close(y, theirs, torch.float64, 36)
+
+
+def test_unbatched_input():
+    x, w, b = values((3, 6, 7), 0), values((4, 3, 3, 3), 1), values((4,), 2)
+    y = functional.conv2d(x, w, b, padding=1)
+    assert y.shape == (4, 6, 7)
+    assert y.equal(functional.conv2d(x[None], w, b, padding=1)[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_and_infinity_reach_only_their_windows(dtype):
+    x, w = torch.zeros(1, 9, 9, 40, dtype=dtype), torch.ones(9, 9, 3, 3, dtype=dtype)
+    x[0, 0, 4, 20], x[0, 1, 0, 0] = float("nan"), float("inf")
+    y = functional.conv2d(x, w, padding=1)
+    nan, inf = torch.zeros(9, 40, dtype=torch.bool), torch.zeros(9, 40, dtype=torch.bool)
+    nan[3:6, 19:22], inf[0:2, 0:2] = True, True
+    assert y.isnan().equal(nan.expand(1, 9, 9, 40))
+    assert y.isinf().equal(inf.expand(1, 9, 9, 40))
+    assert (y[~(nan | inf).expand(1, 9, 9, 40)] == 0).all()

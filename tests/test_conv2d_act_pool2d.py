@@ -1,0 +1,146 @@
+"""The fused block: forward and every gradient against the oracle, and against its own pieces."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import pytest
+import torch
+from cases import FUSED, assert_close, data_grid, layout, values
+from test_conv2d import RecordOps, arguments
+
+from cnnkern import functional, reference
+from cnnkern.ops import is_nhwc
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@functools.cache
+def expected_of(case, grid):
+    """Return the oracle's output, the gradient it is asked with, and the operands' gradients."""
+
+    def block(x, w, b):
+        return reference.conv2d_act_pool2d(x, w, b, *case.conv.geometry, *case.act_pool)
+
+    t = case.conv.tensors(grid)
+    operands = (t["input"], t["weight"], t["bias"])
+    g = values(block(*operands).shape, 3, grid)
+    output, grads = reference.vjp(block, operands, g)
+    return output, g, dict(zip(("input", "weight", "bias"), grads, strict=True))
+
+
+def call(case, x, w, b):
+    stride, padding, dilation, groups, mode = case.conv.geometry
+    return functional.conv2d_act_pool2d(
+        x, w, b, stride, padding, dilation, groups, padding_mode=mode,
+        activation=case.activation, pool=case.pool, pool_kernel_size=case.pool_kernel,
+        pool_stride=case.pool_stride, pool_padding=case.pool_padding,
+        pool_ceil_mode=case.pool_ceil_mode, count_include_pad=case.count_include_pad,
+    )  # fmt: skip
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("format", ("contiguous", "channels_last"))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", FUSED, ids=str)
+def test_forward_and_gradients(case, dtype, format, target):
+    output, g, expected = expected_of(case, data_grid(dtype))
+    x, w, b, _ = arguments(case.conv, dtype, format, target.device)
+    y = call(case, x, w, b)
+    reductions = case.conv.reductions()
+    window = case.pool_kernel[0] * case.pool_kernel[1]
+    assert_close(y, output, dtype, reductions["output"] + window, roundings=2)
+    assert y.is_contiguous(
+        memory_format=torch.channels_last if is_nhwc(x) else torch.contiguous_format
+    )
+    with torch.no_grad():  # nothing is saved, so perhaps another path
+        assert call(case, x, w, b).equal(y)
+    if data_grid(dtype) and not case.narrow:
+        return
+    operands = {"input": x, "weight": w} | ({} if b is None else {"bias": b})
+    g = layout(g.to(target.device, dtype), format)
+    grads = torch.autograd.grad(y, list(operands.values()), g)
+    for name, grad in zip(operands, grads, strict=True):
+        # The value that the activation's derivative is taken at, and that derivative times g, are
+        # stored in dtype; at saturation the derivative loses a digit more.
+        assert_close(
+            grad, expected[name], dtype, reductions[name], roundings=6, what=f"gradient of {name}"
+        )
+
+
+@pytest.mark.parametrize("case", FUSED, ids=str)
+def test_it_is_its_pieces(case):
+    """The same in float64, whether fused or one functional after the other."""
+    x, w, b, _ = arguments(case.conv, torch.float64, "contiguous")
+    stride, padding, dilation, groups, mode = case.conv.geometry
+    y = functional.conv2d(x, w, b, stride, padding, dilation, groups, padding_mode=mode)
+    y = reference.ACTIVATIONS[case.activation](y)
+    window = (case.pool_kernel, case.pool_stride, case.pool_padding)
+    if case.pool == "max":
+        y = functional.max_pool2d(y, *window, ceil_mode=case.pool_ceil_mode)
+    elif case.pool == "avg":
+        y = functional.avg_pool2d(y, *window, case.pool_ceil_mode, case.count_include_pad)
+    fused = call(case, x, w, b)
+    torch.testing.assert_close(fused, y)
+    operands = [t for t in (x, w, b) if t is not None]
+    for one, other in zip(
+        torch.autograd.grad(fused.sum(), operands), torch.autograd.grad(y.sum(), operands),
+        strict=True,
+    ):  # fmt: skip
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("needs", list(itertools.product((False, True), repeat=3)), ids=str)
+def test_only_the_gradients_asked_for_are_computed(needs):
+    case = next(case for case in FUSED if case.name == "modern_lenet")
+    *operands, _ = arguments(case.conv, torch.float32, "contiguous")
+    for t, need in zip(operands, needs, strict=True):
+        t.requires_grad_(need)
+    y = call(case, *operands)
+    assert y.requires_grad == any(needs)
+    with RecordOps() as record:
+        if any(needs):
+            y.sum().backward()
+    names = ("conv2d_input_grad", "conv2d_weight_grad", "conv2d_bias_grad")
+    expected = [name for name, need in zip(names, needs, strict=True) if need]
+    assert sorted(record.names) == sorted(expected + ["act_pool2d_grad"] * any(needs))
+
+
+@pytest.mark.parametrize("pool", ("none", "max", "avg"))
+@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+def test_gradcheck_and_double_backward(activation, pool):
+    operands = [values((1, 2, 5, 4), 0), values((3, 2, 2, 2), 1), values((3,), 2)]
+    operands = [t.requires_grad_() for t in operands]
+
+    def f(*operands):
+        return functional.conv2d_act_pool2d(*operands, padding=1, activation=activation, pool=pool)
+
+    torch.autograd.gradcheck(f, operands)
+    torch.autograd.gradgradcheck(f, operands)
+
+
+@pytest.mark.parametrize("save", (False, True))
+@pytest.mark.parametrize("pool", ("none", "max", "avg"))
+@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+def test_backward_whether_or_not_forward_saved(activation, pool, save):
+    operands = [values((2, 3, 6, 7), 0), values((5, 3, 3, 3), 1), values((5,), 2)]
+
+    def block(*operands):
+        return reference.conv2d_act_pool2d(*operands, activation=activation, pool=pool)
+
+    g = values(block(*operands).shape, 3)
+    _, expected = reference.vjp(block, operands, g)
+    operands = [t.requires_grad_() for t in operands]
+    y, _, _ = torch.ops.cnnkern.conv2d_act_pool2d(
+        *operands, activation=activation, pool=pool, save=save
+    )
+    for actual, e in zip(torch.autograd.grad(y, operands, g), expected, strict=True):
+        assert_close(actual, e, torch.float64, 60, roundings=4)
+
+
+def test_unbatched_input():
+    x, w = values((3, 6, 7), 0), values((4, 3, 3, 3), 1)
+    y = functional.conv2d_act_pool2d(x, w, activation="relu", pool="max")
+    batched = functional.conv2d_act_pool2d(x[None], w, activation="relu", pool="max")
+    assert y.equal(batched[0])
