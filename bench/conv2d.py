@@ -128,7 +128,7 @@ def main() -> int:
     for name, given, known in (("pass", args.passes, PASSES), ("layout", args.layout, FORMATS)):
         if unknown := set(given) - set(known):
             options.error(f"--{name} knows {', '.join(known)}, not {', '.join(sorted(unknown))}")
-    problems = [c for c in CONVS if args.only in c.name]
+    problems = [c for c in CONVS if c.name.startswith(args.only)]
     if args.batch:
         problems = [replace(c, name=f"{c.name} N={args.batch}", N=args.batch) for c in problems
                     if not c.name.endswith("N=1")]  # fmt: skip

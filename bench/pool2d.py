@@ -136,7 +136,7 @@ def main() -> int:
     report = Report("pool2d", args)
     with torch.inference_mode():
         for pool in POOLS:
-            if args.only in pool.name:
+            if pool.name.startswith(args.only):
                 for which in args.passes:
                     measure(report, pool, which)
     return report.finish(COLUMNS)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 import csv
-import datetime
 import functools
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench.timing import Machine, Sample, geometric_mean, measure_machine
+from bench.timing import Machine, Sample, geometric_mean, idle_share, measure_machine
 from cnnkern import _C
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,8 +41,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--threads", type=int, default=torch.get_num_threads())
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    made.add_argument("--only", default="", help="rows whose name contains this")
+    made.add_argument("--only", default="", help="rows whose name begins with this")
     made.add_argument("--quick", action="store_true", help="a fifth of the time a row")
+    made.add_argument("--busy", action="store_true", help="write CSV though the machine is busy")
     made.add_argument("--csv", nargs="?", const="", help="also write CSV (default: bench/results/)")
     return made
 
@@ -54,9 +55,22 @@ class Report:
         torch.set_num_threads(options.threads)
         self.subject, self.options = subject, options
         self.budget = 0.2 if options.quick else 1.0
+        self._check_idle()
         self.machine: Machine = measure_machine(options.device)
         self.rows: list[dict] = []
         self.failures: list[str] = []
+
+    def _check_idle(self) -> None:
+        """Keep numbers out of the files that a busy machine has spoilt.
+
+        OpenMP's waiting threads spin, so a neighbour slows torch down out of all proportion.
+        """
+        if self.options.device == "cuda" or (idle := idle_share()) >= 0.9:
+            return
+        message = f"the machine is busy ({idle:.0%} idle): ratios mean little"
+        if self.options.csv is not None and not self.options.busy:
+            raise SystemExit(f"{message}; wait, or write them all the same with --busy")
+        print(f"warning: {message}", file=sys.stderr)
 
     def add(self, name: str, samples: dict[str, Sample], **columns) -> None:
         """Add a row: `ours` among the samples against the others, and what else describes it."""
@@ -84,7 +98,7 @@ class Report:
             "peak_gbs": round(info.bandwidth / 1e9, 1),
             "torch": torch.__version__,
             "commit": _commit(),
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
         }
 
     def finish(self, columns: dict[str, str], ratio: str = "ratio_best") -> int:

@@ -155,6 +155,21 @@ def cpu_name() -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
+def idle_share(seconds: float = 0.5) -> float:
+    """Tell which part of all processors' time nobody uses; 1 where the system does not say."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 1.0
+
+    def read() -> list[int]:
+        return [int(field) for field in stat.read_text().split("\n", 1)[0].split()[1:9]]
+
+    before = read()
+    time.sleep(seconds)
+    spent = [b - a for a, b in zip(before, read(), strict=True)]
+    return (spent[3] + spent[4]) / max(sum(spent), 1)  # idle, and waiting for a disk
+
+
 def _fma_peak(threads: int) -> float | None:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:

@@ -11,10 +11,6 @@
 namespace cnnkern {
 namespace {
 
-void check_algo(const char* op, const std::string& algo) {
-  if (algo != "auto" && algo != "direct") fail(op, "algo must be 'auto' or 'direct' on the CPU, got '", algo, "'");
-}
-
 Tensor conv2d(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, const Ints& stride,
               const Ints& padding, const Ints& dilation, int64_t groups, const std::string& padding_mode,
               const std::string& algo) {

@@ -75,36 +75,37 @@ inline void plan_slots(TapConv& t) {
   }
 }
 
-// Cuts the problem into work items (image, group, rows, columns, channel tiles) whose copy and
-// accumulators stay in a 1 MiB L2, and the reduction into runs whose weights stay in L1.
-// Depends on the geometry alone, so results do not depend on the number of threads.
-// Budgets in floats, tuned on a 2-core Zen 4.
-inline void plan_blocks(TapConv& t, int64_t max_tile, int64_t lanes, int64_t min_rows = 1) {
-  constexpr int64_t kAccumulators = 64 << 10, kCopy = 64 << 10, kReduction = 512, kMaxChannels = 128;
-  t.tiles = ceil_div(t.M, max_tile);
-  const int64_t most_tiles = std::max<int64_t>(1, kMaxChannels / max_tile);
-  t.tile_blocks = ceil_div(t.tiles, most_tiles);
-  t.block_tiles = ceil_div(t.tiles, t.tile_blocks);
-  const int64_t channels = std::min(t.M, t.block_tiles * max_tile);
-  const int64_t pixels = std::clamp<int64_t>(kAccumulators / channels, 256, 2048);
-  t.col_blocks = ceil_div(t.Q, std::max<int64_t>(pixels, 1024));
-  t.block_cols = ceil_div(t.Q, t.col_blocks);
+// Lays out the copy and the accumulators of a block of block_rows x block_cols outputs.
+inline void plan_copy(TapConv& t, int64_t lanes) {
+  constexpr int64_t kCopy = 64 << 10, kReduction = 512;
   t.pitch = t.block_cols + t.halo_cols;
-  t.block_rows = std::clamp<int64_t>(pixels / t.pitch, std::min(min_rows, t.P), t.P);
-  t.row_blocks = ceil_div(t.P, t.block_rows);
-  t.block_rows = ceil_div(t.P, t.row_blocks);
-  t.row_blocks = ceil_div(t.P, t.block_rows);
-  // A single small image: more items by fewer channels each, so that every thread has some.
-  while (t.N * t.groups * t.row_blocks * t.col_blocks * t.tile_blocks < 8 && t.block_tiles > 2) {
-    t.tile_blocks *= 2;
-    t.block_tiles = ceil_div(t.tiles, t.tile_blocks);
-  }
-  t.tile_blocks = ceil_div(t.tiles, t.block_tiles);
   t.plane = (t.block_rows + t.halo_rows) * t.pitch;
   t.acc_stride = ceil_div(t.block_rows * t.pitch, lanes) * lanes;
   const int64_t per_channel = t.plane * std::max<int64_t>(1, t.slots.size());
   const int64_t taps = std::max<int64_t>(1, t.taps.size());
   t.block_channels = std::clamp<int64_t>(std::min(kReduction / taps, kCopy / per_channel), 1, t.C);
+}
+
+// Cuts the problem into work items (image, group, rows, columns, channel tiles) whose copy and
+// accumulators stay in a 1 MiB L2, and the reduction into runs whose weights stay in L1.
+// Depends on the geometry alone, so results do not depend on the number of threads.
+// Budgets in floats, tuned on a 2-core Zen 4.
+inline void plan_blocks(TapConv& t, int64_t max_tile, int64_t lanes) {
+  constexpr int64_t kAccumulators = 64 << 10, kMaxChannels = 128;
+  t.tiles = ceil_div(t.M, max_tile);
+  t.block_tiles = ceil_div(t.tiles, ceil_div(t.tiles, std::max<int64_t>(1, kMaxChannels / max_tile)));
+  const int64_t channels = std::min(t.M, t.block_tiles * max_tile);
+  const int64_t pixels = std::clamp<int64_t>(kAccumulators / channels, 256, 2048);
+  t.col_blocks = ceil_div(t.Q, std::max<int64_t>(pixels, 1024));
+  t.block_cols = ceil_div(t.Q, t.col_blocks);
+  t.row_blocks = ceil_div(t.P, std::clamp<int64_t>(pixels / (t.block_cols + t.halo_cols), 1, t.P));
+  t.block_rows = ceil_div(t.P, t.row_blocks);
+  t.row_blocks = ceil_div(t.P, t.block_rows);
+  // A single small image: more items by fewer channels each, so that every thread has some.
+  while (t.N * t.groups * t.row_blocks * t.col_blocks * ceil_div(t.tiles, t.block_tiles) < 8 && t.block_tiles > 2)
+    t.block_tiles = ceil_div(t.block_tiles, 2);
+  t.tile_blocks = ceil_div(t.tiles, t.block_tiles);
+  plan_copy(t, lanes);
 }
 
 inline TapConv fprop_taps(const ConvParams& p) {

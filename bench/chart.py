@@ -1,0 +1,194 @@
+"""Write the README's tables, and a bar chart, from bench/results/*.csv: ``python -m bench.chart``.
+
+Nothing is measured here. A row of the table sums up one pass in one layout on one machine; the
+chart, bench/results/ratios.svg, shows every problem.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from bench.results import RESULTS, read
+from bench.timing import geometric_mean
+
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+PASSES = {
+    "fwd": "forward",
+    "dgrad": "input gradient",
+    "wgrad": "weight gradient",
+    "train": "forward, training",
+    "bwd": "backward",
+    "infer": "inference",
+}
+SUBJECTS = {"conv2d": "Convolution", "pool2d": "Pooling", "lenet": "LeNet"}
+Rows = list[dict[str, str]]
+
+
+def load() -> Rows:
+    """Read all rows, those of one machine together."""
+    rows = [row for path in sorted(RESULTS.glob("*.csv")) for row in read(path)]
+    return [row for row in rows if row.get("subject") in SUBJECTS and row.get("ratio_best")]
+
+
+def machines(rows: Rows) -> dict[tuple[str, ...], Rows]:
+    """Group rows by what they were measured on."""
+    groups: dict[tuple[str, ...], Rows] = defaultdict(list)
+    for row in rows:
+        groups[row["device"], row["isa"], row["threads"], row["torch"]].append(row)
+    return groups
+
+
+def tables(rows: Rows) -> str:
+    """Give the Markdown between the README's markers."""
+    parts = []
+    for (device, isa, threads, torch), group in machines(rows).items():
+        peak = max(float(r["peak_gflops"]) for r in group)
+        copies = max(float(r["peak_gbs"]) for r in group)
+        parts.append(
+            f"{device}, {threads} threads, {isa}, torch {torch}: {peak:.0f} GFLOP/s of fused "
+            f"multiply-adds, copies at {copies:.1f} GB/s, both measured."
+        )
+        parts.append(_lenet_table([r for r in group if r["subject"] == "lenet"]))
+        parts.append(_summary_table([r for r in group if r["subject"] != "lenet"]))
+    return "\n\n".join(filter(None, parts))
+
+
+def _lenet_table(rows: Rows) -> str:
+    if not rows:
+        return ""
+    others = {
+        "torch_us": "torch.nn",
+        "torch_nhwc_us": "torch.nn, channels_last",
+        "torch_compile_us": "torch.compile",
+        "onnxruntime_us": "ONNX Runtime",
+        "openvino_us": "OpenVINO",
+    }
+    others = {k: v for k, v in others.items() if any(r.get(k) for r in rows)}
+    header = ["LeNet", "cnnkern", *others.values(), "against the best torch"]
+    body = [
+        [
+            ", ".join(
+                (
+                    PASSES[r["pass"]],
+                    r["name"].removeprefix("lenet "),
+                    r["activation"],
+                    f"{r['pool']} pool",
+                )
+            ),
+            *(_time(r.get(k)) for k in ("ours_us", *others)),
+            f"{float(r['ratio_best']):.2f}x",
+        ]
+        for r in rows
+    ]
+    return _markdown(header, body)
+
+
+def _summary_table(rows: Rows) -> str:
+    groups: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    for r in rows:
+        groups[r["subject"], r["pass"], r["layout"], r["dtype"]].append(float(r["ratio_best"]))
+    header = ["", "layout", "dtype", "geometric mean", "range", "faster in"]
+    body = [
+        [
+            f"{SUBJECTS[subject]}, {PASSES[which]}",
+            layout.upper(),
+            dtype,
+            f"{geometric_mean(ratios):.2f}x",
+            f"{min(ratios):.2f}-{max(ratios):.2f}x",
+            f"{sum(r >= 1 for r in ratios)} of {len(ratios)}",
+        ]
+        for (subject, which, layout, dtype), ratios in groups.items()
+    ]
+    return _markdown(header, body) if body else ""
+
+
+def _time(microseconds: str | None) -> str:
+    if not microseconds:
+        return ""
+    value = float(microseconds)
+    return f"{value / 1000:.2f} ms" if value >= 1000 else f"{value:.0f} us"
+
+
+def _markdown(header: list[str], body: list[list[str]]) -> str:
+    left = [True] + [all(not row[i][:1].isdigit() for row in body) for i in range(1, len(header))]
+    rule = ["---" if is_left else "---:" for is_left in left]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *body])
+
+
+def chart(rows: Rows, path: Path) -> None:
+    """Draw every problem's ratio to the best of torch, one panel a pass, ours faster to the right."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    mpl.rcParams["svg.hashsalt"] = "cnnkern"  # the same numbers give the same file
+    from matplotlib import pyplot as plt
+
+    rows = [r for r in rows if r["subject"] != "lenet" and r["dtype"] == "float32"]
+    panels: dict[tuple[str, str], Rows] = defaultdict(list)
+    for row in rows:
+        panels[row["subject"], row["pass"]].append(row)
+    tallest = max(len({r["name"] for r in group}) for group in panels.values())
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4.2 * len(panels), 1 + 0.24 * tallest), squeeze=False
+    )
+    for axis, ((subject, which), group) in zip(axes[0], panels.items(), strict=True):
+        names = list(dict.fromkeys(r["name"] for r in group))[::-1]
+        for offset, layout, colour in ((0.2, "nchw", "#3b6ea8"), (-0.2, "nhwc", "#d98a3d")):
+            chosen = [r for r in group if r["layout"] == layout]
+            axis.barh(
+                [names.index(r["name"]) + offset for r in chosen],
+                [float(r["ratio_best"]) - 1 for r in chosen],
+                0.38,
+                left=1,
+                color=colour,
+                label=layout.upper(),
+            )
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+        axis.set_yticks(range(len(names)), names, fontsize=7)
+        axis.set_title(f"{SUBJECTS[subject]}, {PASSES[which]}", fontsize=9)
+    axes[0][0].legend(fontsize=7)
+    figure.supxlabel("speed against the best of torch NCHW and channels_last", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def fill(text: str, content: str) -> str:
+    """Put the content between the markers.
+
+    Raises:
+        ValueError: the text has no markers.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the README has no '{BEGIN}' and '{END}'")
+    return f"{before}{BEGIN}\n{content}\n{END}{after}"
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--svg", action="store_true", help="draw the chart too (matplotlib)")
+    options.add_argument("--check", action="store_true", help="fail if the README is out of date")
+    args = options.parse_args()
+    rows = load()
+    if not rows:
+        print(f"no results in {RESULTS}: run python -m bench.conv2d --csv first", file=sys.stderr)
+        return 1
+    text = README.read_text()
+    new = fill(text, tables(rows))
+    if args.check:
+        return int(new != text)
+    README.write_text(new)
+    if args.svg:
+        chart(rows, RESULTS / "ratios.svg")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
