@@ -22,7 +22,6 @@ PASSES = {
     "wgrad": "weight gradient",
     "train": "forward, training",
     "bwd": "backward",
-    "infer": "inference",
 }
 SUBJECTS = {"conv2d": "Convolution", "pool2d": "Pooling", "lenet": "LeNet"}
 Rows = list[dict[str, str]]
@@ -71,20 +70,19 @@ def _lenet_table(rows: Rows) -> str:
     header = ["LeNet", "cnnkern", *others.values(), "against the best torch"]
     body = [
         [
-            ", ".join(
-                (
-                    PASSES[r["pass"]],
-                    r["name"].removeprefix("lenet "),
-                    r["activation"],
-                    f"{r['pool']} pool",
-                )
-            ),
+            _lenet_title(r),
             *(_time(r.get(k)) for k in ("ours_us", *others)),
             f"{float(r['ratio_best']):.2f}x",
         ]
         for r in rows
     ]
     return _markdown(header, body)
+
+
+def _lenet_title(row: dict[str, str]) -> str:
+    work = {"train": "training step", "infer": "inference"}[row["pass"]]
+    batch = row["name"].removeprefix("lenet N=")
+    return f"{work}, batch {batch}, {row['activation']}, {row['pool']} pool"
 
 
 def _summary_table(rows: Rows) -> str:

@@ -108,10 +108,10 @@ def measure(report: Report, conv: Conv, which: str) -> None:
             layout=layout,
             dtype=options.dtype,
             algo=options.algo,
-            gflops=round(rate / 1e9, 2),
-            percent=round(100 * rate / report.machine.flops, 1),
-            ratio_same=round(samples[f"torch_{layout}"].median / sample.median, 3),
-            ratio_best=round(best / sample.median, 3),
+            gflops=rate / 1e9,
+            percent=100 * rate / report.machine.flops,
+            ratio_same=samples[f"torch_{layout}"].median / sample.median,
+            ratio_best=best / sample.median,
         )
 
 

@@ -158,8 +158,8 @@ def measure(report: Report, activation: str, pool: str, which: str, batch: int) 
         activation=activation,
         pool=pool,
         images=round(batch / ours),
-        ratio_same=round(samples["torch"].median / ours, 3),
-        ratio_best=round(best / ours, 3),
+        ratio_same=samples["torch"].median / ours,
+        ratio_best=best / ours,
     )
 
 

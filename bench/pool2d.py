@@ -118,10 +118,10 @@ def measure(report: Report, pool: Pool, which: str) -> None:
             **{"pass": which},
             layout=layout,
             dtype=options.dtype,
-            gbs=round(bytes_moved / seconds / 1e9, 2),
-            percent=round(100 * bytes_moved / seconds / report.machine.bandwidth, 1),
-            ratio_same=round(samples[f"torch_{layout}"].median / seconds, 3),
-            ratio_best=round(best / seconds, 3),
+            gbs=bytes_moved / seconds / 1e9,
+            percent=100 * bytes_moved / seconds / report.machine.bandwidth,
+            ratio_same=samples[f"torch_{layout}"].median / seconds,
+            ratio_best=best / seconds,
         )
 
 

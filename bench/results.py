@@ -74,7 +74,8 @@ class Report:
 
     def add(self, name: str, samples: dict[str, Sample], **columns) -> None:
         """Add a row: `ours` among the samples against the others, and what else describes it."""
-        ours, row = samples["ours"], {"subject": self.subject, "name": name, **columns}
+        ours, row = samples["ours"], {"subject": self.subject, "name": name}
+        row |= {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in columns.items()}
         row |= {"ours_us": _us(ours.median), "ours_p10": _us(ours.low), "ours_p90": _us(ours.high)}
         row["spread"] = f"{_show(row['ours_p10'])}-{_show(row['ours_p90'])}"
         for other, sample in samples.items():

@@ -233,13 +233,13 @@ def _unfused(input, weight, bias, conv, act_pool):
     return x
 
 
-def _conv2d_act_pool2d_setup(ctx, inputs, outputs):
+def _conv2d_act_pool2d_setup(ctx, inputs, output):
     input, weight, bias = inputs[:3]
     ctx.conv, ctx.act_pool, ctx.saved_forward = inputs[3:9], inputs[9:16], inputs[16]
-    output, saved, offsets = outputs
+    pooled, saved, offsets = output
     ctx.mark_non_differentiable(saved, offsets)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(input, weight, bias, output, saved, offsets)
+    ctx.save_for_backward(input, weight, bias, pooled, saved, offsets)
 
 
 def _conv2d_act_pool2d_backward(ctx, grad, *_):
