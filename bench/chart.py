@@ -149,6 +149,7 @@ def chart(rows: Rows, path: Path) -> None:
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
         axis.set_yticks(range(len(names)), names, fontsize=7)
+        axis.tick_params(axis="x", labelsize=7)
         axis.set_title(f"{SUBJECTS[subject]}, {PASSES[which]}", fontsize=9)
     axes[0][0].legend(fontsize=7)
     figure.supxlabel("speed against the best of torch NCHW and channels_last", fontsize=9)

@@ -32,7 +32,8 @@ def _conv2d_setup(ctx, inputs, output):
 
 def _conv2d_backward(ctx, grad):
     input, weight = ctx.saved_tensors
-    need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
+    # The dispatcher drops trailing arguments that have their default: there may be no bias here.
+    need_input, need_weight, need_bias = (*ctx.needs_input_grad, False)[:3]
     return (
         _ops.conv2d_input_grad(grad, weight, ctx.input_size, *ctx.conv) if need_input else None,
         _ops.conv2d_weight_grad(grad, input, ctx.weight_size, *ctx.conv) if need_weight else None,
@@ -236,10 +237,9 @@ def _unfused(input, weight, bias, conv, act_pool):
 def _conv2d_act_pool2d_setup(ctx, inputs, output):
     input, weight, bias = inputs[:3]
     ctx.conv, ctx.act_pool, ctx.saved_forward = inputs[3:9], inputs[9:16], inputs[16]
-    pooled, saved, offsets = output
-    ctx.mark_non_differentiable(saved, offsets)
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(input, weight, bias, pooled, saved, offsets)
+    ctx.save_for_backward(input, weight, bias, *output)
 
 
 def _conv2d_act_pool2d_backward(ctx, grad, *_):

@@ -183,7 +183,7 @@ def train_command(
         raise ValueError(f"{resume} was trained on {options.dataset}, which is not at hand")
     # What it was, not what was asked for: a resumption must not get another set.
     options = replace(options, dataset=dataset_read.name)
-    trainer = train.Trainer(options, dataset_read, workers, compile)
+    trainer = train.Trainer(options, dataset_read, workers)
     if saved is not None:
         trainer.restore(saved)
         say(f"resuming after epoch {len(trainer.history)} of {resume}")
@@ -191,6 +191,8 @@ def train_command(
     say(f"LeNet {trainer.model.summary()}")
     where = _where(workers)
     say(f"training on {where}, {torch.get_num_threads()} threads")
+    if compile:
+        trainer.compile()
     while len(trainer.history) < epochs:
         entry = trainer.run_epoch(progress=workers.first and not quiet and sys.stderr.isatty())
         say("epoch {epoch}/{} {}".format(epochs, _scores(entry), **entry))

@@ -91,14 +91,14 @@ def _autocast(op, device: str):
 
     def kernel(*args, **kwargs):
         dtype = torch.get_autocast_dtype(device)
-        cast = [
-            a.to(dtype)
-            if isinstance(a, Tensor) and a.is_floating_point() and a.dtype != torch.float64
-            else a
-            for a in args
-        ]
+
+        def cast(x):
+            is_cast = isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
+            return x.to(dtype) if is_cast else x
+
+        args, kwargs = [cast(a) for a in args], {k: cast(v) for k, v in kwargs.items()}
         with torch._C._ExcludeDispatchKeyGuard(key):
-            return op(*cast, **kwargs)
+            return op(*args, **kwargs)
 
     return kernel
 
@@ -129,6 +129,16 @@ def _new(like: Tensor, sizes, nhwc: bool, dtype: torch.dtype | None = None) -> T
     return torch.empty(
         tuple(sizes), dtype=dtype or like.dtype, device=like.device, memory_format=layout
     )
+
+
+def _check_bias(op: str, bias: Tensor | None, channels) -> None:
+    if bias is not None and (bias.dim() != 1 or bias.size(0) != channels):
+        raise RuntimeError(f"cnnkern::{op}: bias must be [{channels}], got {list(bias.shape)}")
+
+
+def _check_grad_size(op: str, grad: Tensor, size) -> None:
+    if grad.dim() != 4 or any(a != b for a, b in zip(grad.shape, size, strict=True)):
+        raise RuntimeError(f"cnnkern::{op}: grad must be {list(size)}, got {list(grad.shape)}")
 
 
 def _check_floats(op: str, **tensors: Tensor | None) -> None:
@@ -198,20 +208,31 @@ def _(input, weight, bias=None, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1
     size = conv2d_output_size(
         "conv2d", input.shape, weight.shape, stride, padding, dilation, groups, padding_mode
     )
+    _check_bias("conv2d", bias, size[1])
     return _new(input, size, is_nhwc(input))
 
 
 @_fake("conv2d_input_grad")
 def _(grad, weight, input_size, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=1,
       padding_mode="zeros", algo="auto"):  # fmt: skip
-    _check_floats("conv2d_input_grad", grad=grad, weight=weight)
+    op = "conv2d_input_grad"
+    _check_floats(op, grad=grad, weight=weight)
+    size = conv2d_output_size(
+        op, input_size, weight.shape, stride, padding, dilation, groups, padding_mode
+    )
+    _check_grad_size(op, grad, size)
     return _new(grad, input_size, is_nhwc(grad))
 
 
 @_fake("conv2d_weight_grad")
 def _(grad, input, weight_size, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=1,
       padding_mode="zeros", algo="auto"):  # fmt: skip
-    _check_floats("conv2d_weight_grad", grad=grad, input=input)
+    op = "conv2d_weight_grad"
+    _check_floats(op, grad=grad, input=input)
+    size = conv2d_output_size(
+        op, input.shape, weight_size, stride, padding, dilation, groups, padding_mode
+    )
+    _check_grad_size(op, grad, size)
     return _new(grad, weight_size, False)
 
 
@@ -330,6 +351,7 @@ def _(input, weight, bias, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1),
     conv_size = conv2d_output_size(
         op, input.shape, weight.shape, stride, padding, dilation, groups, padding_mode
     )
+    _check_bias(op, bias, conv_size[1])
     size = conv_size
     if pool != "none":
         size = pool2d_output_size(

@@ -180,7 +180,6 @@ class Trainer:
         options: the run.
         data: what to train and test on.
         workers: where; the process alone on its device by default.
-        compile: pass the network through ``torch.compile``.
 
     Attributes: ``model``, the network; ``history``, a dict for each epoch with ``epoch``, ``loss``,
     ``train_acc``, ``test_acc`` and the ``curve`` of (epoch, loss, train_acc) inside it; ``seconds``
@@ -195,7 +194,6 @@ class Trainer:
         options: TrainOptions,
         data: Dataset,
         workers: Workers | None = None,
-        compile: bool = False,
     ) -> None:
         self.options, self.data = options, data
         self.workers = workers or Workers(torch.device("cpu"))
@@ -210,10 +208,9 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.autocast == "float16")
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
-        net: nn.Module = self.model
+        self.net: nn.Module = self.model
         if self.workers.world_size > 1:
-            net = DistributedDataParallel(net)
-        self.net: Callable[[Tensor], Tensor] = torch.compile(net) if compile else net
+            self.net = DistributedDataParallel(self.model)
 
     def step(self, images: Tensor, labels: Tensor, total: int) -> tuple[float, float]:
         """Take one optimiser step on a batch, and give the sum of its losses and its hits.
@@ -223,24 +220,40 @@ class Trainer:
             labels: ``[N]``.
             total: images in the batch over all processes.
         """
-        device, options = self.workers.device, self.options
         self.optimizer.zero_grad()
+        loss, loss_sum, hits = self._loss(images, labels, total)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        # One read waits for the device, so the time is that of the work and not of its launch.
+        loss_value, hit_count = torch.stack((loss_sum, hits.to(loss_sum.dtype))).tolist()
+        return loss_value, hit_count
+
+    def _loss(self, images: Tensor, labels: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Give what to differentiate, and the sum of the losses and the number of hits."""
+        device, options = self.workers.device, self.options
         images = images.to(device, DTYPES[options.dtype], non_blocking=True)
         labels = labels.to(device, non_blocking=True)
         with _autocast(device, options.autocast):
             logits = self.net(images)
-        # A sum over the batch's full size, not a mean of this share: shares can differ by one, and
-        # DDP, which averages gradients over the processes, then gives that of the whole batch.
         loss_sum = _loss_sum(logits, labels)
+        # Over the batch's full size, not a mean of this share: shares can differ by one, and DDP,
+        # which averages gradients over the processes, then gives that of the whole batch.
         loss = loss_sum * (self.workers.world_size / total)
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        with torch.no_grad():
-            hits = (logits.argmax(1) == labels).sum()
-            # One read waits for the device, so the time is that of the work and not of its launch.
-            loss_value, hit_count = torch.stack((loss_sum, hits.to(loss_sum.dtype))).tolist()
-        return loss_value, hit_count
+        return loss, loss_sum.detach(), (logits.argmax(1) == labels).sum()
+
+    def compile(self) -> None:
+        """Pass the network through ``torch.compile``, now: for all batch sizes of an epoch.
+
+        Compiling takes longer than an epoch, and is no part of the speed that is reported.
+        """
+        self.net = torch.compile(self.net)
+        count, batch_size = len(self.data.train.labels), self.options.batch_size
+        for total in filter(None, (min(count, batch_size), count % batch_size)):
+            first = Split(self.data.train.images[:total], self.data.train.labels[:total])
+            for images, labels, _ in _loader(first, batch_size, self.model, self.workers, None):
+                self._loss(images, labels, total)[0].backward()
+        self.optimizer.zero_grad()
 
     def run_epoch(self, progress: bool = False) -> dict[str, Any]:
         """Train for an epoch, evaluate on the test split, and give the new entry of ``history``.

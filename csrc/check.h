@@ -49,10 +49,6 @@ inline void check_bias(const char* op, const std::optional<Tensor>& bias, const 
   check_size_is(op, "bias", *bias, {K});
 }
 
-inline void check_algo(const char* op, const std::string& algo) {
-  if (algo != "auto" && algo != "direct") fail(op, "algo must be 'auto' or 'direct' on the CPU, got '", algo, "'");
-}
-
 // True where the tensor's memory runs channels first: the layout that outputs then keep.
 // A contiguous tensor is NCHW, whatever its channels. `cnnkern.ops.is_nhwc` is the same rule.
 inline bool is_nhwc(const Tensor& t) {

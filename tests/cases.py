@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cnnkern import reference
 
-# ---- tolerances --------------------------------------------------------------------------------------
+# ---- tolerances ----------------------------------------------------------------------------------
 
 # dtype -> (storage, accumulation): an element may be off by
 #     (storage + accumulation * sqrt(reduction length)) * max |expected|.
@@ -32,13 +32,14 @@ TOLERANCE = {
 }
 
 
-def tolerance(dtype: torch.dtype, reduction: int = 1, roundings: int = 1) -> float:
+def tolerance(dtype: torch.dtype, reduction=1, roundings=1, condition=1.0) -> float:
     """Bound the error relative to the largest expected value.
 
-    `roundings` counts the results stored in `dtype` on the way, as between two chained ops.
+    `roundings` counts the results stored in `dtype` on the way, as between two chained ops;
+    `condition` is how much larger the sum is than the result, as before a sigmoid.
     """
     storage, accumulation = TOLERANCE[dtype]
-    return roundings * storage + accumulation * reduction**0.5
+    return roundings * storage + accumulation * reduction**0.5 * condition
 
 
 def assert_close(
@@ -47,15 +48,22 @@ def assert_close(
     dtype: torch.dtype,
     reduction: int = 1,
     roundings: int = 1,
+    condition: float = 1.0,
     what: str = "output",
+    terms: float = 0.0,
 ) -> None:
-    """Compare with the float64 `expected`; NaN or a wrong shape or dtype fails."""
+    """Compare with the float64 `expected`; NaN or a wrong shape or dtype fails.
+
+    `terms` is the size of what is summed, for results so few that all of them may cancel.
+    """
     assert actual.dtype == dtype, f"{what}: dtype {actual.dtype}, expected {dtype}"
     assert actual.shape == expected.shape, f"{what}: {actual.shape}, expected {expected.shape}"
     if expected.numel() == 0:
         return
     error = (actual.detach().cpu().double() - expected).abs()
-    bound = tolerance(dtype, reduction, roundings) * expected.abs().max().item()
+    bound = tolerance(dtype, reduction, roundings, condition) * max(
+        expected.abs().max().item(), terms
+    )
     worst = error.max().item()
     if not worst <= bound:  # also true of NaN
         at = tuple(
@@ -68,7 +76,7 @@ def assert_close(
         )
 
 
-# ---- data ----------------------------------------------------------------------------------------------
+# ---- data ----------------------------------------------------------------------------------------
 
 
 def values(size, seed: int, grid: float = 0) -> Tensor:
@@ -109,7 +117,7 @@ def layout(x: Tensor, name: str) -> Tensor:
     return y
 
 
-# ---- convolutions --------------------------------------------------------------------------------------
+# ---- convolutions --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -237,7 +245,7 @@ CONVS = (
          padding_mode="reflect"),
 )  # fmt: skip
 
-# ---- transposed convolutions ---------------------------------------------------------------------------
+# ---- transposed convolutions ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -274,7 +282,7 @@ CONV_TRANSPOSES = (
     ConvTranspose("batch0", (0, 3, 4, 4), (3, 2, 3, 3)),
 )
 
-# ---- pools ----------------------------------------------------------------------------------------------
+# ---- pools ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -348,7 +356,7 @@ ADAPTIVES = (
     Adaptive("batch0", (0, 3, 4, 4), (2, 2)),
 )
 
-# ---- the fused block --------------------------------------------------------------------------------------
+# ---- the fused block -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

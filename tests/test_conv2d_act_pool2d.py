@@ -18,7 +18,10 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @functools.cache
 def expected_of(case, grid):
-    """Return the oracle's output, the gradient it is asked with, and the operands' gradients."""
+    """Return the oracle's output, the gradient it is asked with, and the operands' gradients.
+
+    Last comes the condition of the activation: sigmoid and tanh turn sums of 30 into 1.
+    """
 
     def block(x, w, b):
         return reference.conv2d_act_pool2d(x, w, b, *case.conv.geometry, *case.act_pool)
@@ -27,7 +30,10 @@ def expected_of(case, grid):
     operands = (t["input"], t["weight"], t["bias"])
     g = values(block(*operands).shape, 3, grid)
     output, grads = reference.vjp(block, operands, g)
-    return output, g, dict(zip(("input", "weight", "bias"), grads, strict=True))
+    sums = reference.conv2d(*operands, *case.conv.geometry)
+    bends = case.activation not in ("none", "relu") and sums.numel() > 0
+    condition = max(1.0, sums.abs().max().item()) if bends else 1.0
+    return output, g, dict(zip(("input", "weight", "bias"), grads, strict=True)), condition
 
 
 def call(case, x, w, b):
@@ -45,12 +51,12 @@ def call(case, x, w, b):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", FUSED, ids=str)
 def test_forward_and_gradients(case, dtype, format, target):
-    output, g, expected = expected_of(case, data_grid(dtype))
+    output, g, expected, condition = expected_of(case, data_grid(dtype))
     x, w, b, _ = arguments(case.conv, dtype, format, target.device)
     y = call(case, x, w, b)
     reductions = case.conv.reductions()
     window = case.pool_kernel[0] * case.pool_kernel[1]
-    assert_close(y, output, dtype, reductions["output"] + window, roundings=2)
+    assert_close(y, output, dtype, reductions["output"] + window, 2, condition)
     assert y.is_contiguous(
         memory_format=torch.channels_last if is_nhwc(x) else torch.contiguous_format
     )
@@ -65,7 +71,7 @@ def test_forward_and_gradients(case, dtype, format, target):
         # The value that the activation's derivative is taken at, and that derivative times g, are
         # stored in dtype; at saturation the derivative loses a digit more.
         assert_close(
-            grad, expected[name], dtype, reductions[name], roundings=6, what=f"gradient of {name}"
+            grad, expected[name], dtype, reductions[name], 6, condition, f"gradient of {name}", 1
         )
 
 

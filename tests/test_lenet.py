@@ -2,6 +2,7 @@
 
 import copy
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -258,6 +259,22 @@ def test_timer_covers_steps_and_not_loading(subset, monkeypatch):
     wall = time.perf_counter() - start
     assert 5 * 0.05 <= trainer.seconds <= wall - 6 * 0.2
     assert trainer.examples_per_second() == pytest.approx(3500 / trainer.seconds)
+
+
+@pytest.mark.parametrize("batch_size", [500, 1000])
+def test_compiled_steps_are_the_same_steps(subset, monkeypatch, batch_size):
+    """Compiling leaves weights, gradients and the timer alone, and covers both batch sizes."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    plain = train.Trainer(train.TrainOptions(batch_size=batch_size), subset)
+    compiled = train.Trainer(train.TrainOptions(batch_size=batch_size), subset)
+    compiled.compile()
+    assert compiled.seconds == 0
+    assert all(p.grad is None for p in compiled.model.parameters())
+    compiles = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert compiles > 0
+    assert compiled.run_epoch() == plain.run_epoch()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiles
 
 
 def test_evaluate_counts_and_keeps_the_mode(subset):

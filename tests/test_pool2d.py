@@ -36,13 +36,14 @@ def check_gradient(y, x, format, reduction, oracle, roundings=1):
     """Compare the gradient of x, for a random gradient of y in the same layout."""
     g = values(y.shape, 7, data_grid(x.dtype))
     _, (expected,) = reference.vjp(oracle, (x.cpu(),), g)
-    (actual,) = torch.autograd.grad(y, x, layout(g.to(x.device, x.dtype), format))
+    g = layout(g.to(x.device, x.dtype), format)
+    (actual,) = torch.autograd.grad(y, x, g)
     assert_close(actual, expected, x.dtype, reduction, roundings, what="gradient")
-    if is_nhwc(x):
+    if is_nhwc(y) and is_nhwc(g):
         assert actual.is_contiguous(memory_format=torch.channels_last)
 
 
-# ---- max_pool2d ------------------------------------------------------------------------------------------
+# ---- max_pool2d ----------------------------------------------------------------------------------
 
 
 @pytest.mark.sanitize
@@ -117,7 +118,7 @@ def test_layouts_that_are_not_dense(x_layout, grad_layout):
         check_gradient(y, x, grad_layout, 9, oracle)
 
 
-# ---- avg_pool2d -----------------------------------------------------------------------------------------
+# ---- avg_pool2d ----------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -154,10 +155,10 @@ def test_avg_pool2d_divisors_are_torchs():
                     expected = TORCH.avg_pool2d(x, *arguments)
                     assert functional.avg_pool2d(x, *arguments).equal(expected), (H, *arguments)
                     count += 1
-    assert count == 136
+    assert count == 112
 
 
-# ---- adaptive pools, unpooling, power average -------------------------------------------------------------
+# ---- adaptive pools, unpooling, power average ----------------------------------------------------
 
 
 @pytest.mark.sanitize
@@ -189,11 +190,11 @@ def test_adaptive_output_sizes():
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_max_unpool2d(dtype, format, target, nondeterministic_torch):
-    x = layout(values((2, 9, 8, 11), 0).to(target.device, dtype), format)
+    x = layout(values((2, 9, 8, 10), 0).to(target.device, dtype), format)
     pooled, indices = functional.max_pool2d(x, 2, 2, return_indices=True)
     pooled = pooled.detach().requires_grad_()
-    y = functional.max_unpool2d(pooled, indices, 2, 2, output_size=(8, 11))
-    expected = TORCH.max_unpool2d(pooled.cpu(), indices.cpu(), 2, 2, output_size=(8, 11))
+    y = functional.max_unpool2d(pooled, indices, 2, 2, output_size=(9, 11))
+    expected = TORCH.max_unpool2d(pooled.cpu(), indices.cpu(), 2, 2, output_size=(9, 11))
     assert y.cpu().equal(expected)
     g = values(y.shape, 1).to(target.device, dtype)
     (actual,) = torch.autograd.grad(y, pooled, layout(g, format))
@@ -217,7 +218,7 @@ def test_lp_pool2d_is_torchs(p, ceil_mode):
         torch.testing.assert_close(one, other)
 
 
-# ---- one dimension, no batch, derivatives -----------------------------------------------------------------
+# ---- one dimension, no batch, derivatives --------------------------------------------------------
 
 ONE_DIMENSION = {
     "max": (functional.max_pool1d, TORCH.max_pool1d, (3, 2, 1, 2)),
@@ -246,7 +247,7 @@ def test_one_dimension_is_torchs(name):
 SMALL_POOLS = {
     "max": lambda x: functional.max_pool2d(x, 2, 1, 1),
     "max_indices": lambda x: functional.max_pool2d(x, (2, 3), 2, return_indices=True)[0],
-    "max_unsaved": lambda x: torch.ops.cnnkern.max_pool2d(x, [2, 2], [1, 2])[0],
+    "max_unsaved": lambda x: torch.ops.cnnkern.max_pool2d(x.view(-1, 2, 4, 5), [2, 2], [1, 2])[0],
     "avg": lambda x: functional.avg_pool2d(x, (3, 2), 2, 1, True),
     "adaptive_avg": lambda x: functional.adaptive_avg_pool2d(x, (3, 2)),
     "adaptive_max": lambda x: functional.adaptive_max_pool2d(x, (3, 2)),

@@ -1,5 +1,6 @@
 // Binder of conv2d and its gradients on the CPU: checks, allocates, picks the instruction set.
 #include "check.h"
+#include "conv2d_select.h"
 #include "parallel.h"
 #include "tap_conv.h"
 #include "workspace.h"
@@ -20,29 +21,33 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, std::optional<Tensor> b
   const ConvParams p =
       make_conv_params(op, sizes_of(input), sizes_of(weight), stride, padding, dilation, groups, padding_mode);
   check_bias(op, bias, input, p.K);
-  check_algo(op, algo);
   const bool nhwc = is_nhwc(input);
+  const ConvAlgo chosen = select_conv2d(op, p, nhwc, algo);
   Tensor out = new_output(input, {p.N, p.K, p.P, p.Q}, nhwc);
   if (p.N == 0) return out;
   const Tensor x = dense(input, nhwc), w = dense(weight, false);
   std::optional<Tensor> b = bias ? std::optional<Tensor>(dense(*bias, false)) : std::nullopt;
   with_storage_type(dtype, [&](auto type) {
     using T = decltype(type);
-    CNNKERN_ISA_CALL(
-        launch_conv2d_direct<T, T>(fprop_taps(p), view_of(x.data_ptr(), p.C, p.H, p.W, nhwc),
-                                    static_cast<const T*>(w.data_ptr()),
-                                    b ? static_cast<const T*>(b->data_ptr()) : nullptr,
-                                    view_of(out.data_ptr(), p.K, p.P, p.Q, nhwc)));
+    const T* weights = static_cast<const T*>(w.data_ptr());
+    const T* biases = b ? static_cast<const T*>(b->data_ptr()) : nullptr;
+    const ConvParams f = flatten_pointwise(p);
+    const TapConv taps = fprop_taps(f);
+    const View in_view = view_of(x.data_ptr(), f.C, f.H, f.W, nhwc);
+    const View out_view = view_of(out.data_ptr(), f.K, f.P, f.Q, nhwc);
+    if (chosen == ConvAlgo::kDepthwise)
+      CNNKERN_ISA_CALL(launch_conv2d_depthwise<T, T>(taps, in_view, weights, biases, out_view));
+    else
+      CNNKERN_ISA_CALL(launch_conv2d_direct<T, T>(taps, in_view, weights, biases, out_view));
   });
   return out;
 }
 
 // dgrad, one TapConv per residue of the output position modulo the stride.
-template <typename T, typename TO>
-void input_grad_zero_padded(const ConvParams& p, const View& grad, const T* weight, const View& out) {
+template <typename F>
+void for_each_phase(const ConvParams& p, const F& body) {
   for (int64_t h0 = 0; h0 < std::min(p.stride_h, p.H); ++h0)
-    for (int64_t w0 = 0; w0 < std::min(p.stride_w, p.W); ++w0)
-      CNNKERN_ISA_CALL(launch_conv2d_direct<T, TO>(dgrad_taps(p, h0, w0), grad, weight, nullptr, out));
+    for (int64_t w0 = 0; w0 < std::min(p.stride_w, p.W); ++w0) body(dgrad_taps(p, h0, w0));
 }
 
 Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Ints& input_size, const Ints& stride,
@@ -54,28 +59,43 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Ints& i
   const ConvParams p =
       make_conv_params(op, input_size, sizes_of(weight), stride, padding, dilation, groups, padding_mode);
   check_size_is(op, "grad", grad, {p.N, p.K, p.P, p.Q});
-  check_algo(op, algo);
   const bool nhwc = is_nhwc(grad);
+  const bool folds = p.mode != PaddingMode::kZeros;
+  // The folded gradient is made in the accumulator type, which only the direct kernels store.
+  const ConvAlgo chosen = folds && algo == "auto" ? ConvAlgo::kDirect : select_conv2d(op, p, nhwc, algo);
+  if (folds && chosen == ConvAlgo::kDepthwise)
+    fail(op, "algo 'depthwise' needs padding_mode 'zeros', got '", padding_mode, "'");
   Tensor out = new_output(grad, input_size, nhwc);
   if (p.N == 0) return out;
   const Tensor g = dense(grad, nhwc), w = dense(weight, false);
-  const View grad_view = view_of(g.data_ptr(), p.K, p.P, p.Q, nhwc);
-  const View out_view = view_of(out.data_ptr(), p.C, p.H, p.W, nhwc);
   with_storage_type(dtype, [&](auto type) {
     using T = decltype(type);
     using A = std::conditional_t<std::is_same_v<T, double>, double, float>;
     const T* weights = static_cast<const T*>(w.data_ptr());
-    if (p.mode == PaddingMode::kZeros) return input_grad_zero_padded<T, T>(p, grad_view, weights, out_view);
+    ConvParams f = flatten_pointwise(p);
+    const View grad_view = view_of(g.data_ptr(), f.K, f.P, f.Q, nhwc);
+    const View out_view = view_of(out.data_ptr(), f.C, f.H, f.W, nhwc);
+    if (chosen == ConvAlgo::kDepthwise)
+      return for_each_phase(f, [&](const TapConv& taps) {
+        CNNKERN_ISA_CALL(launch_conv2d_depthwise<T, T>(taps, grad_view, weights, nullptr, out_view));
+      });
+    if (!folds)
+      return for_each_phase(f, [&](const TapConv& taps) {
+        CNNKERN_ISA_CALL(launch_conv2d_direct<T, T>(taps, grad_view, weights, nullptr, out_view));
+      });
     // Other modes: the gradient of the padded input, in the accumulator type, then folded.
-    ConvParams padded = p;
-    padded.H += p.pad_top + p.pad_bottom, padded.W += p.pad_left + p.pad_right;
-    padded.pad_left = padded.pad_right = padded.pad_top = padded.pad_bottom = 0;
-    padded.mode = PaddingMode::kZeros;
-    Tensor whole = new_output(grad, {p.N, p.C, padded.H, padded.W}, nhwc,
-                              sizeof(A) == 8 ? ScalarType::Double : ScalarType::Float);
-    const View whole_view = view_of(whole.data_ptr(), p.C, padded.H, padded.W, nhwc);
-    input_grad_zero_padded<T, A>(padded, grad_view, weights, whole_view);
-    CNNKERN_ISA_CALL(launch_fold_padding<A, T>(p, whole_view, out_view));
+    f = p;
+    f.H += p.pad_top + p.pad_bottom, f.W += p.pad_left + p.pad_right;
+    f.pad_left = f.pad_right = f.pad_top = f.pad_bottom = 0;
+    f.mode = PaddingMode::kZeros;
+    Tensor whole =
+        new_output(grad, {f.N, f.C, f.H, f.W}, nhwc, sizeof(A) == 8 ? ScalarType::Double : ScalarType::Float);
+    const View whole_view = view_of(whole.data_ptr(), f.C, f.H, f.W, nhwc);
+    for_each_phase(f, [&](const TapConv& taps) {
+      CNNKERN_ISA_CALL(launch_conv2d_direct<T, A>(taps, view_of(g.data_ptr(), f.K, f.P, f.Q, nhwc), weights, nullptr,
+                                                  whole_view));
+    });
+    CNNKERN_ISA_CALL(launch_fold_padding<A, T>(p, whole_view, view_of(out.data_ptr(), p.C, p.H, p.W, nhwc)));
   });
   return out;
 }
@@ -89,16 +109,21 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Ints& w
   const ConvParams p =
       make_conv_params(op, sizes_of(input), weight_size, stride, padding, dilation, groups, padding_mode);
   check_size_is(op, "grad", grad, {p.N, p.K, p.P, p.Q});
-  check_algo(op, algo);
-  Tensor out = new_output(grad, weight_size, false);
   const bool grad_nhwc = is_nhwc(grad), input_nhwc = is_nhwc(input);
+  const ConvAlgo chosen = select_conv2d(op, p, grad_nhwc && input_nhwc, algo);
+  Tensor out = new_output(grad, weight_size, false);
   const Tensor g = dense(grad, grad_nhwc), x = dense(input, input_nhwc);
   with_storage_type(dtype, [&](auto type) {
     using T = decltype(type);
     T* dw = static_cast<T*>(out.data_ptr());
     if (p.N == 0) return void(std::fill(dw, dw + out.numel(), T{}));
-    CNNKERN_ISA_CALL(launch_conv2d_weight_grad<T>(p, view_of(g.data_ptr(), p.K, p.P, p.Q, grad_nhwc),
-                                                  view_of(x.data_ptr(), p.C, p.H, p.W, input_nhwc), dw));
+    const ConvParams f = flatten_pointwise(p);
+    const View grad_view = view_of(g.data_ptr(), f.K, f.P, f.Q, grad_nhwc);
+    const View in_view = view_of(x.data_ptr(), f.C, f.H, f.W, input_nhwc);
+    if (chosen == ConvAlgo::kDepthwise)
+      CNNKERN_ISA_CALL(launch_conv2d_depthwise_weight_grad<T>(f, grad_view, in_view, dw));
+    else
+      CNNKERN_ISA_CALL(launch_conv2d_weight_grad<T>(f, grad_view, in_view, dw));
   });
   return out;
 }

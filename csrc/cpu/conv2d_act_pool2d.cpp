@@ -54,7 +54,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_act_pool2d(
   const ConvParams p =
       make_conv_params(op, sizes_of(input), sizes_of(weight), stride, padding, dilation, groups, padding_mode);
   check_bias(op, bias, input, p.K);
-  check_algo(op, algo);
+  if (algo != "auto" && algo != "direct")
+    fail(op, "algo must be 'auto' or 'direct' on the CPU, got '", algo, "'");
   const Ints conv_size{p.N, p.K, p.P, p.Q};
   const ActPool ap(op, conv_size, activation, pool, pool_kernel_size, pool_stride, pool_padding, pool_ceil_mode,
                    count_include_pad);

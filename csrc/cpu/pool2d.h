@@ -78,4 +78,26 @@ struct PoolJob {
   int64_t* indices;  // or position h*W + w in the plane
 };
 
+// Moves between a plane and its windows by saved position (max_unpool2d.inc). An NCHW tensor is
+// N*C images of one channel, an NHWC tensor N images of C.
+enum class IndexMove : int { kScatterAdd, kScatter, kGather };
+struct IndexJob {
+  IndexMove move;
+  DType dtype;
+  int64_t images, C;
+  int64_t plane, pooled;  // H*W and P*Q
+  const void* from;
+  void* to;
+  const int64_t* indices;
+  const uint8_t* offsets;  // in place of indices; they need the windows
+  PoolParams p;
+
+  // Where tap `offset` of window i lies in the plane; -1: outside.
+  int64_t position(int64_t i, uint8_t offset) const {
+    const int64_t h = i / p.Q * p.stride_h - p.pad_h + offset / p.S * p.dil_h;
+    const int64_t w = i % p.Q * p.stride_w - p.pad_w + offset % p.S * p.dil_w;
+    return h < 0 || h >= p.H || w < 0 || w >= p.W ? -1 : h * p.W + w;
+  }
+};
+
 }  // namespace cnnkern

@@ -108,6 +108,16 @@ inline void plan_blocks(TapConv& t, int64_t max_tile, int64_t lanes) {
   plan_copy(t, lanes);
 }
 
+// A 1x1 convolution does not see rows: one row of all pixels makes longer vectors and fewer copies.
+inline ConvParams flatten_pointwise(ConvParams p) {
+  if (p.R == 1 && p.S == 1 && p.P == p.H && p.Q == p.W && p.stride_h == 1 && p.stride_w == 1 && p.pad_left == 0 &&
+      p.pad_top == 0) {
+    p.W = p.Q = p.H * p.W;
+    p.H = p.P = 1;
+  }
+  return p;
+}
+
 inline TapConv fprop_taps(const ConvParams& p) {
   const int64_t C = p.C / p.groups, M = p.K / p.groups, RS = p.R * p.S;
   TapConv t{p.N, p.groups, C, M, p.H, p.W, p.P, p.Q, p.stride_h, p.stride_w, p.mode};
