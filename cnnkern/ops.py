@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cnnkern import _C
+from cnnkern._cuda_library import status as cuda_library_status  # noqa: F401
 
 _CONV = (
     "int[2] stride=1, int[4] padding=0, int[2] dilation=1, int groups=1, "

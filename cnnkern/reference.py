@@ -75,7 +75,8 @@ def conv2d(
     groups: int = 1,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    """y[n, k, p, q] = bias[k] + sum over c, r, s of x[n, c, p*stride + r*dilation, ...] w[k, c, r, s].
+    """y[n, k, p, q] = bias[k] + sum of x[n, c, p*stride + r*dilation, ...] w[k, c, r, s],
+    over c, r and s.
 
     x is the padded input. It is a cross-correlation: the kernel is not flipped. With groups, output
     channel k sees only the C/groups input channels of its own group.
@@ -182,7 +183,7 @@ def max_pool2d(
 
 
 def gather(x: Tensor, indices: Tensor) -> Tensor:
-    """Read the elements h*W + w of each plane: max_unpool2d_grad and the value of every max pool."""
+    """Read the elements h*W + w of each plane: max_unpool2d_grad, and the values of max pools."""
     values = x.flatten(2).gather(2, indices.clamp(min=0).flatten(2)).reshape(indices.shape)
     return torch.where(indices < 0, -math.inf, values)
 

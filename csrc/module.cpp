@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "cpu/conv2d_select.h"
 #include "cpu/isa.h"
 #include "geometry.h"
 
@@ -57,6 +58,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isa", [] { return isa_name(current_isa()); }, "The instruction set in use.");
   m.def("cpu_isas", &available_isas, "The instruction sets that this CPU and build have.");
   m.def("set_cpu_isa", &set_isa, py::arg("name"), "Force an instruction set; ValueError if it is not there.");
+  m.def(
+      "conv2d_algos", [] { return std::vector<std::string>(std::begin(kConvAlgoNames), std::end(kConvAlgoNames)); },
+      "The names that algo= takes on the CPU, beside 'auto'.");
   m.def("conv2d_output_size", &conv2d_output_size, "[N, K, P, Q] of a convolution; RuntimeError if it is invalid.");
   m.def("pool2d_output_size", &pool2d_output_size, "[N, C, P, Q] of a pool; RuntimeError if it is invalid.");
 }

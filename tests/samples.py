@@ -72,9 +72,8 @@ def raw_calls(dtype: torch.dtype = torch.float64, layout_name: str = "contiguous
         for save in (False, True):
             calls.append(("conv2d_act_pool2d", [x, w, b, *CONV, *act_pool, save]))
         output, saved, chosen = torch.ops.cnnkern.conv2d_act_pool2d(x, w, b, *CONV, *act_pool, True)
-        calls.append(
-            ("act_pool2d_grad", [tensor(*output.shape), output, saved, chosen, list(y.shape), *act_pool])
-        )  # fmt: skip
+        g = tensor(*output.shape)
+        calls.append(("act_pool2d_grad", [g, output, saved, chosen, list(y.shape), *act_pool]))
     return calls
 
 

@@ -145,6 +145,37 @@ def test_backward_whether_or_not_forward_saved(activation, pool, save):
         assert_close(actual, e, torch.float64, 60, roundings=4)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+def test_activations_element_by_element(activation, dtype, target):
+    """A pointwise convolution with 1 leaves the activation alone, far into its tails."""
+    x = torch.cat([torch.linspace(-120, 120, 1937), torch.linspace(-1, 1, 501), torch.zeros(1)])
+    x = x.to(target.device, dtype).view(1, 1, 1, -1).requires_grad_()
+    y = functional.conv2d_act_pool2d(x, torch.ones(1, 1, 1, 1).to(x), activation=activation)
+    expected, (g,) = reference.vjp(
+        reference.ACTIVATIONS[activation], (x.cpu(),), torch.ones_like(y)
+    )
+    # Two ulps of the result, or of 1 where terms of that size cancel.
+    eps = 2 * torch.finfo(dtype).eps
+    assert ((y.cpu() - expected).abs() <= eps * expected.abs().clamp(min=1)).all()
+    (actual,) = torch.autograd.grad(y.sum(), x)
+    # Tanh and sigmoid are derived from the rounded result, and silu' has an x * (1 - sigmoid(x)),
+    # where x up to 16 multiplies the rounding of the sigmoid.
+    assert ((actual.cpu() - g).abs() <= 5 * eps).all()
+
+
+@pytest.mark.parametrize("pool", ("none", "max", "avg"))
+@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+def test_nan_reaches_only_its_windows(activation, pool, target):
+    x, w = torch.zeros(1, 3, 8, 40), torch.ones(9, 3, 1, 1)
+    x[0, 1, 4, 20] = float("nan")
+    x, w = x.to(target.device), w.to(target.device)
+    y = functional.conv2d_act_pool2d(x, w, activation=activation, pool=pool).cpu()
+    where = (4, 20) if pool == "none" else (2, 10)
+    assert y[:, :, where[0], where[1]].isnan().all()
+    assert int(y.isnan().sum()) == 9
+
+
 def test_unbatched_input():
     x, w = values((3, 6, 7), 0), values((4, 3, 3, 3), 1)
     y = functional.conv2d_act_pool2d(x, w, activation="relu", pool="max")

@@ -1,4 +1,4 @@
-"""The oracle against torch itself, in float64: values, indices and gradients over the case tables."""
+"""The oracle against torch itself, in float64: values, indices and gradients of every case."""
 
 from __future__ import annotations
 

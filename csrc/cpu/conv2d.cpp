@@ -22,7 +22,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, std::optional<Tensor> b
       make_conv_params(op, sizes_of(input), sizes_of(weight), stride, padding, dilation, groups, padding_mode);
   check_bias(op, bias, input, p.K);
   const bool nhwc = is_nhwc(input);
-  const ConvAlgo chosen = select_conv2d(op, p, nhwc, algo);
+  const ConvAlgo chosen = select_conv2d(op, p, nhwc, algo, false);
   Tensor out = new_output(input, {p.N, p.K, p.P, p.Q}, nhwc);
   if (p.N == 0) return out;
   const Tensor x = dense(input, nhwc), w = dense(weight, false);
@@ -62,9 +62,7 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Ints& i
   const bool nhwc = is_nhwc(grad);
   const bool folds = p.mode != PaddingMode::kZeros;
   // The folded gradient is made in the accumulator type, which only the direct kernels store.
-  const ConvAlgo chosen = folds && algo == "auto" ? ConvAlgo::kDirect : select_conv2d(op, p, nhwc, algo);
-  if (folds && chosen == ConvAlgo::kDepthwise)
-    fail(op, "algo 'depthwise' needs padding_mode 'zeros', got '", padding_mode, "'");
+  const ConvAlgo chosen = select_conv2d(op, p, nhwc && !folds, algo, true);
   Tensor out = new_output(grad, input_size, nhwc);
   if (p.N == 0) return out;
   const Tensor g = dense(grad, nhwc), w = dense(weight, false);
@@ -110,7 +108,7 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Ints& w
       make_conv_params(op, sizes_of(input), weight_size, stride, padding, dilation, groups, padding_mode);
   check_size_is(op, "grad", grad, {p.N, p.K, p.P, p.Q});
   const bool grad_nhwc = is_nhwc(grad), input_nhwc = is_nhwc(input);
-  const ConvAlgo chosen = select_conv2d(op, p, grad_nhwc && input_nhwc, algo);
+  const ConvAlgo chosen = select_conv2d(op, p, grad_nhwc && input_nhwc, algo, true);
   Tensor out = new_output(grad, weight_size, false);
   const Tensor g = dense(grad, grad_nhwc), x = dense(input, input_nhwc);
   with_storage_type(dtype, [&](auto type) {
