@@ -15,7 +15,7 @@ HAS_TORCH := $(call stamp,$(VENV),$(TORCH))
 HAS_ABI_TORCH := $(call stamp,$(ABI_VENV),$(ABI_TORCH))
 BUILT := $(VENV)/built
 NATIVE := $(foreach kind,h inc cpp cu cuh,$(wildcard csrc/*.$(kind) csrc/*/*.$(kind)))
-PIP := pip install --quiet --disable-pip-version-check
+PIP := bin/pip install --quiet --disable-pip-version-check
 
 .PHONY: train test build lint format abi sanitize clean
 
@@ -50,17 +50,17 @@ clean:
 
 # Built without isolation, against the torch that the kernels will run in.
 $(BUILT): $(HAS_TORCH) pyproject.toml setup.py $(NATIVE)
-	$(BIN)/$(PIP) --no-build-isolation --editable '.[test]'
+	$(VENV)/$(PIP) --no-build-isolation --editable '.[test]'
 	touch $@
 
 $(HAS_TORCH):
 	$(PYTHON) -m venv $(VENV)
 	rm -f $(VENV)/has-*
-	$(BIN)/$(PIP) '$(TORCH)' $(TOOLKIT:%='%') 'setuptools>=77' ninja pybind11
+	$(VENV)/$(PIP) '$(TORCH)' $(TOOLKIT:%='%') 'setuptools>=77' ninja pybind11
 	touch $@
 
 $(HAS_ABI_TORCH):
 	$(PYTHON) -m venv $(ABI_VENV)
 	rm -f $(ABI_VENV)/has-*
-	$(ABI_VENV)/$(PIP:pip=bin/pip) '$(ABI_TORCH)' numpy
+	$(ABI_VENV)/$(PIP) '$(ABI_TORCH)' numpy
 	touch $@

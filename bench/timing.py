@@ -123,7 +123,7 @@ def geometric_mean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan
 
 
-# ---- the machine ----------------------------------------------------------------------------------
+# ---- the machine -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def receptive_field(model: nn.Module) -> tuple[int, int]:
     field, step = [1, 1], [1, 1]
     for name, module in model.named_modules():
         if isinstance(module, _WHOLE_IMAGE):
-            raise ValueError(  # noqa: TRY004
+            raise ValueError(
                 f"receptive_field: {name or 'the model'} ({type(module).__name__}) sees no window "
                 "of fixed size"
             )

@@ -14,16 +14,14 @@ _CONV_ARGS = 6  # stride, padding, dilation, groups, padding_mode, algo
 
 
 def _register(name: str, setup, backward) -> None:
-    torch.library.register_autograd(
-        f"cnnkern::{name}", backward, setup_context=setup, lib=_library
-    )
+    torch.library.register_autograd(f"cnnkern::{name}", backward, setup_context=setup, lib=_library)
 
 
-# ---- convolution ------------------------------------------------------------------------------------
+# ---- convolution -------------------------------------------------------------------------------
 
 
 def _conv2d_setup(ctx, inputs, output):
-    input, weight, bias, *ctx.conv = inputs
+    input, weight, _, *ctx.conv = inputs
     need_input, need_weight = ctx.needs_input_grad[:2]
     ctx.input_size, ctx.weight_size = input.shape, weight.shape
     # Each operand is needed for the other one's gradient only.
@@ -93,7 +91,7 @@ _register("conv2d_input_grad", _conv2d_input_grad_setup, _conv2d_input_grad_back
 _register("conv2d_weight_grad", _conv2d_weight_grad_setup, _conv2d_weight_grad_backward)
 _register("conv2d_bias_grad", _conv2d_bias_grad_setup, _conv2d_bias_grad_backward)
 
-# ---- average pools ------------------------------------------------------------------------------------
+# ---- average pools -----------------------------------------------------------------------------
 
 
 def _avg_pool2d_setup(ctx, inputs, output):
@@ -135,7 +133,7 @@ _register(
     "adaptive_avg_pool2d_grad", _adaptive_avg_pool2d_grad_setup, _adaptive_avg_pool2d_grad_backward
 )
 
-# ---- max pools --------------------------------------------------------------------------------------
+# ---- max pools ---------------------------------------------------------------------------------
 
 
 def _max_pool2d_setup(ctx, inputs, output):
@@ -217,7 +215,7 @@ _register("adaptive_max_pool2d_grad", _indices_setup, _gather_backward)
 _register("max_unpool2d", _indices_setup, _gather_backward)
 _register("max_unpool2d_grad", _indices_setup, _scatter_backward)
 
-# ---- the fused block ----------------------------------------------------------------------------------
+# ---- the fused block ---------------------------------------------------------------------------
 
 
 def _unfused(input, weight, bias, conv, act_pool):
@@ -259,9 +257,7 @@ def _conv2d_act_pool2d_backward(ctx, grad, *_):
         output, saved, offsets = _ops.conv2d_act_pool2d(
             input, weight, bias, *ctx.conv, *ctx.act_pool, True
         )
-    conv_size = conv2d_output_size(
-        "conv2d_act_pool2d", input.shape, weight.shape, *ctx.conv[:-1]
-    )
+    conv_size = conv2d_output_size("conv2d_act_pool2d", input.shape, weight.shape, *ctx.conv[:-1])
     grad_conv = _ops.act_pool2d_grad(grad, output, saved, offsets, conv_size, *ctx.act_pool)
     return (
         _ops.conv2d_input_grad(grad_conv, weight, input.shape, *ctx.conv) if needs[0] else None,

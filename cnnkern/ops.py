@@ -58,7 +58,7 @@ _ops = torch.ops.cnnkern
 
 OP_NAMES = tuple(schema.split("(")[0] for schema in SCHEMAS)
 
-# ---- tensors that are no plain strided float tensors --------------------------------------------
+# ---- tensors that are no plain strided float tensors -------------------------------------------
 
 
 def _refuse(name: str, kind: str):
@@ -82,7 +82,7 @@ for _name in OP_NAMES:
     ):
         _library.impl(_name, _refuse(_name, _kind), _key)
 
-# ---- autocast: convolutions run in the autocast dtype, pools in whatever they are given ----------
+# ---- autocast: convolutions run in the autocast dtype, pools in whatever they are given --------
 
 
 def _autocast(op, device: str):
@@ -108,7 +108,7 @@ for _name in ("conv2d", "conv2d_input_grad", "conv2d_act_pool2d"):
     for _key, _device in (("AutocastCPU", "cpu"), ("AutocastCUDA", "cuda")):
         _library.impl(_name, _autocast(getattr(_ops, _name), _device), _key)
 
-# ---- fakes ----------------------------------------------------------------------------------------
+# ---- fakes -------------------------------------------------------------------------------------
 
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -143,6 +143,7 @@ def _check_grad_size(op: str, grad: Tensor, size) -> None:
 
 
 def _check_floats(op: str, **tensors: Tensor | None) -> None:
+    """Refuse what is no float tensor, and what differs from the first in dtype or device."""
     first_name, first = next(iter(tensors.items()))
     for name, t in tensors.items():
         if t is None:
@@ -156,8 +157,17 @@ def _check_floats(op: str, **tensors: Tensor | None) -> None:
                 f"cnnkern::{op}: {name} must have the dtype of {first_name}, "
                 f"got {t.dtype} and {first.dtype}"
             )
-        if t.device != first.device:
-            raise RuntimeError(f"cnnkern::{op}: {name} must be on the same device as {first_name}")
+    _check_devices(op, **tensors)
+
+
+def _check_devices(op: str, **tensors: Tensor | None) -> None:
+    first_name, first = next(iter(tensors.items()))
+    for name, t in tensors.items():
+        if t is not None and t.device != first.device:
+            raise RuntimeError(
+                f"cnnkern::{op}: {name} must be on the same device as {first_name}, "
+                f"got {t.device} and {first.device}"
+            )
 
 
 def _concrete(*sizes) -> bool:
@@ -196,6 +206,11 @@ def pool2d_output_size(op, input_size, kernel_size, stride, padding, dilation, c
             n = torch.sym_min(n, (size + p - 1) // s + 1)
         out.append(n)
     return [*input_size[:2], *out]
+
+
+def _check_adaptive(op, input_size, output_size):
+    if _concrete(input_size, output_size):
+        _C.check_adaptive_pool2d(op, list(input_size), list(output_size))
 
 
 def _fake(name):
@@ -270,12 +285,14 @@ def _(input, kernel_size, stride, padding=(0, 0), dilation=(1, 1), ceil_mode=Fal
 @_fake("max_pool2d_grad")
 def _(grad, indices, input_size, kernel_size, stride, padding=(0, 0), dilation=(1, 1)):
     _check_floats("max_pool2d_grad", grad=grad)
+    _check_devices("max_pool2d_grad", grad=grad, indices=indices)
     return _new(grad, input_size, is_nhwc(indices))
 
 
 @_fake("max_pool2d_gather")
 def _(input, indices, kernel_size, stride, padding=(0, 0), dilation=(1, 1)):
     _check_floats("max_pool2d_gather", input=input)
+    _check_devices("max_pool2d_gather", input=input, indices=indices)
     return _new(input, indices.shape, is_nhwc(indices))
 
 
@@ -283,6 +300,8 @@ def _(input, indices, kernel_size, stride, padding=(0, 0), dilation=(1, 1)):
 def _(input, kernel_size, stride, padding=(0, 0), ceil_mode=False, count_include_pad=True,
       divisor_override=None):  # fmt: skip
     _check_floats("avg_pool2d", input=input)
+    if divisor_override == 0:
+        raise RuntimeError("cnnkern::avg_pool2d: divisor_override must not be 0, got 0")
     size = pool2d_output_size(
         "avg_pool2d", input.shape, kernel_size, stride, padding, (1, 1), ceil_mode
     )
@@ -299,6 +318,7 @@ def _(grad, input_size, kernel_size, stride, padding=(0, 0), ceil_mode=False,
 @_fake("adaptive_avg_pool2d")
 def _(input, output_size):
     _check_floats("adaptive_avg_pool2d", input=input)
+    _check_adaptive("adaptive_avg_pool2d", input.shape, output_size)
     return _new(input, (*input.shape[:2], *output_size), is_nhwc(input))
 
 
@@ -311,6 +331,7 @@ def _(grad, input_size):
 @_fake("adaptive_max_pool2d")
 def _(input, output_size):
     _check_floats("adaptive_max_pool2d", input=input)
+    _check_adaptive("adaptive_max_pool2d", input.shape, output_size)
     size, nhwc = (*input.shape[:2], *output_size), is_nhwc(input)
     return _new(input, size, nhwc), _new(input, size, nhwc, torch.int64)
 
@@ -318,18 +339,21 @@ def _(input, output_size):
 @_fake("adaptive_max_pool2d_grad")
 def _(grad, indices, input_size):
     _check_floats("adaptive_max_pool2d_grad", grad=grad)
+    _check_devices("adaptive_max_pool2d_grad", grad=grad, indices=indices)
     return _new(grad, input_size, is_nhwc(indices))
 
 
 @_fake("max_unpool2d")
 def _(input, indices, output_size):
     _check_floats("max_unpool2d", input=input)
+    _check_devices("max_unpool2d", input=input, indices=indices)
     return _new(input, (*input.shape[:2], *output_size), is_nhwc(input))
 
 
 @_fake("max_unpool2d_grad")
 def _(grad, indices):
     _check_floats("max_unpool2d_grad", grad=grad)
+    _check_devices("max_unpool2d_grad", grad=grad, indices=indices)
     return _new(grad, indices.shape, is_nhwc(indices))
 
 
@@ -371,5 +395,6 @@ def _(input, weight, bias, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1),
 def _(grad, output, saved, offsets, input_size, activation="none", pool="none",
       pool_kernel_size=(2, 2), pool_stride=(2, 2), pool_padding=(0, 0), pool_ceil_mode=False,
       count_include_pad=True):  # fmt: skip
-    _check_floats("act_pool2d_grad", grad=grad)
+    _check_floats("act_pool2d_grad", grad=grad, output=output, saved=saved)
+    _check_devices("act_pool2d_grad", grad=grad, offsets=offsets)
     return _new(grad, input_size, is_nhwc(output))

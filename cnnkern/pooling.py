@@ -214,7 +214,7 @@ def lp_pool2d(
     return (out.sign() * out.abs().relu()).mul(rows * columns).pow(1.0 / norm_type)
 
 
-# ---- one dimension --------------------------------------------------------------------------------
+# ---- one dimension -----------------------------------------------------------------------------
 
 
 def max_pool1d(

@@ -30,7 +30,7 @@ def _double(t: Tensor) -> Tensor:
     return t.to(torch.float64)
 
 
-# ---- convolution ---------------------------------------------------------------------------------
+# ---- convolution -------------------------------------------------------------------------------
 
 
 def pad_zeros(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
@@ -136,7 +136,7 @@ def _every(start: int, step: int, count: int) -> slice:
     return slice(start, start + step * (count - 1) + 1, step)
 
 
-# ---- pools ---------------------------------------------------------------------------------------
+# ---- pools -------------------------------------------------------------------------------------
 
 
 def pool_size(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil: bool) -> int:
@@ -262,7 +262,7 @@ def max_unpool2d(input: Tensor, indices: Tensor, output_size) -> Tensor:
     return y.reshape(N, C, *output_size)
 
 
-# ---- the fused block, and gradients --------------------------------------------------------------
+# ---- the fused block, and gradients ------------------------------------------------------------
 
 
 def conv2d_act_pool2d(

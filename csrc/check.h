@@ -31,19 +31,23 @@ inline DType dtype_of(const char* op, const char* name, const Tensor& t) {
 }
 
 // The second tensor must match the first in dtype and device.
-inline void check_same(const char* op, const char* name, const Tensor& t, const char* ref_name, const Tensor& ref) {
+inline void check_same(const char* op, const char* name, const Tensor& t, const char* ref_name,
+                       const Tensor& ref) {
   if (t.is_cpu() != ref.is_cpu() || t.get_device_index() != ref.get_device_index())
     fail(op, name, " must be on the same device as ", ref_name);
   if (t.scalar_type() != ref.scalar_type())
-    fail(op, name, " must have the dtype of ", ref_name, ", got ", torch::headeronly::toString(t.scalar_type()),
-         " and ", torch::headeronly::toString(ref.scalar_type()));
+    fail(op, name, " must have the dtype of ", ref_name, ", got ",
+         torch::headeronly::toString(t.scalar_type()), " and ",
+         torch::headeronly::toString(ref.scalar_type()));
 }
 
 inline void check_size_is(const char* op, const char* name, const Tensor& t, const Ints& want) {
-  if (sizes_of(t) != want) fail(op, name, " must be ", to_string(want), ", got ", to_string(sizes_of(t)));
+  if (sizes_of(t) != want)
+    fail(op, name, " must be ", to_string(want), ", got ", to_string(sizes_of(t)));
 }
 
-inline void check_bias(const char* op, const std::optional<Tensor>& bias, const Tensor& input, int64_t K) {
+inline void check_bias(const char* op, const std::optional<Tensor>& bias, const Tensor& input,
+                       int64_t K) {
   if (!bias) return;
   check_same(op, "bias", *bias, "input", input);
   check_size_is(op, "bias", *bias, {K});
@@ -57,15 +61,19 @@ inline bool is_nhwc(const Tensor& t) {
   return sizes[1] > 1 && strides[1] == 1 && strides[3] >= sizes[1] && strides[2] >= strides[3];
 }
 
-inline MemoryFormat format_of(bool nhwc) { return nhwc ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous; }
+inline MemoryFormat format_of(bool nhwc) {
+  return nhwc ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+}
 
 // The tensor itself where it is dense in that layout already, else a copy.
-inline Tensor dense(const Tensor& t, bool nhwc) { return torch::stable::contiguous(t, format_of(nhwc)); }
+inline Tensor dense(const Tensor& t, bool nhwc) {
+  return torch::stable::contiguous(t, format_of(nhwc));
+}
 
 inline Tensor new_output(const Tensor& like, const Ints& sizes, bool nhwc,
                          std::optional<ScalarType> dtype = std::nullopt) {
-  return torch::stable::empty({sizes.data(), sizes.size()}, dtype ? *dtype : like.scalar_type(), std::nullopt,
-                              like.device(), std::nullopt, format_of(nhwc));
+  return torch::stable::empty({sizes.data(), sizes.size()}, dtype ? *dtype : like.scalar_type(),
+                              std::nullopt, like.device(), std::nullopt, format_of(nhwc));
 }
 
 }  // namespace cnnkern

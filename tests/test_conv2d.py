@@ -170,7 +170,7 @@ def test_third_derivative():
     torch.testing.assert_close(third(functional.conv2d), third(reference.conv2d))
 
 
-# ---- what the functional layer adds --------------------------------------------------------------
+# ---- what the functional layer adds ------------------------------------------------------------
 
 
 def test_corr2d():

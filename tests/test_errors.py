@@ -31,7 +31,7 @@ def tensor(*size, dtype=torch.float32):
     return values(size, 0).to(dtype)
 
 
-# ---- tensors that no op takes --------------------------------------------------------------------
+# ---- tensors that no op takes ------------------------------------------------------------------
 
 TENSORS = [
     (name, i, argument.name)
@@ -133,7 +133,7 @@ def test_things_that_are_no_tensor(thing):
             call()
 
 
-# ---- geometry that both layers refuse ------------------------------------------------------------
+# ---- geometry that both layers refuse ----------------------------------------------------------
 
 HUGE = 2**62
 CONV_ERRORS = [
@@ -243,7 +243,7 @@ def test_the_bases_are_valid():
         getattr(ops, op)(**base)
 
 
-# ---- what only the public functions see ----------------------------------------------------------
+# ---- what only the public functions see --------------------------------------------------------
 
 NOT_INTS = (1.5, 2.0, float("inf"), float("nan"), "2", None, (1, 2.5), (1, None), [[1], [1]], True)
 
@@ -348,7 +348,7 @@ def test_conv_transpose2d(change, parts):
         functional.conv_transpose2d(**(base | change))
 
 
-# ---- gradients and indices -----------------------------------------------------------------------
+# ---- gradients and indices ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [n for n, position, a in TENSORS if (position, a) == (0, "grad")])

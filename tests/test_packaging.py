@@ -57,7 +57,7 @@ def make_toolkit(home: Path, release="13.0", cudart="lib/libcudart.so.13") -> Pa
     return home
 
 
-# ---- what was built -----------------------------------------------------------------------------
+# ---- what was built ----------------------------------------------------------------------------
 
 
 def test_cpu_library_links_to_the_stable_part_of_torch_only():
@@ -130,7 +130,7 @@ def test_stable_abi_smoke_passes_here_and_refuses_to_prove_nothing():
         assert "proves nothing" in run.stderr
 
 
-# ---- what is shipped ----------------------------------------------------------------------------
+# ---- what is shipped ---------------------------------------------------------------------------
 
 
 def test_metadata():
@@ -165,7 +165,7 @@ def test_sdist_has_all_that_a_build_reads(tmp_path):
     assert not wanted - shipped
 
 
-# ---- where a build looks for CUDA ---------------------------------------------------------------
+# ---- where a build looks for CUDA --------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("cuda_torch")

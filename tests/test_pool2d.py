@@ -43,7 +43,7 @@ def check_gradient(y, x, format, reduction, oracle, roundings=1):
         assert actual.is_contiguous(memory_format=torch.channels_last)
 
 
-# ---- max_pool2d ----------------------------------------------------------------------------------
+# ---- max_pool2d --------------------------------------------------------------------------------
 
 
 @pytest.mark.sanitize
@@ -118,7 +118,7 @@ def test_layouts_that_are_not_dense(x_layout, grad_layout):
         check_gradient(y, x, grad_layout, 9, oracle)
 
 
-# ---- avg_pool2d ----------------------------------------------------------------------------------
+# ---- avg_pool2d --------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -158,7 +158,7 @@ def test_avg_pool2d_divisors_are_torchs():
     assert count == 112
 
 
-# ---- adaptive pools, unpooling, power average ----------------------------------------------------
+# ---- adaptive pools, unpooling, power average --------------------------------------------------
 
 
 @pytest.mark.sanitize
@@ -218,7 +218,7 @@ def test_lp_pool2d_is_torchs(p, ceil_mode):
         torch.testing.assert_close(one, other)
 
 
-# ---- one dimension, no batch, derivatives --------------------------------------------------------
+# ---- one dimension, no batch, derivatives ------------------------------------------------------
 
 ONE_DIMENSION = {
     "max": (functional.max_pool1d, TORCH.max_pool1d, (3, 2, 1, 2)),

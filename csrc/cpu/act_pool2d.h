@@ -8,8 +8,8 @@ struct FusedPool {
   PoolKind kind;
   Activation activation;
   int64_t R, S, stride_h, stride_w, PQ;
-  int64_t rows_per_block;        // pooled rows of a work item
-  const Window *rows, *cols;     // of the pooled rows and columns, see pool2d.h
+  int64_t rows_per_block;          // pooled rows of a work item
+  const Window *rows, *cols;       // of the pooled rows and columns, see pool2d.h
   int64_t inner_begin, inner_end;  // the pooled columns whose window is all inside
 };
 

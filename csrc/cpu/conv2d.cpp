@@ -6,20 +6,20 @@
 #include "workspace.h"
 
 #define CNNKERN_KERNELS "conv2d.inc"
-#include "foreach_isa.h"
 #include "dispatch.h"
+#include "foreach_isa.h"
 
 namespace cnnkern {
 namespace {
 
-Tensor conv2d(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, const Ints& stride,
-              const Ints& padding, const Ints& dilation, int64_t groups, const std::string& padding_mode,
-              const std::string& algo) {
+Tensor conv2d(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
+              const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+              const std::string& padding_mode, const std::string& algo) {
   const char* op = "conv2d";
   const DType dtype = dtype_of(op, "input", input);
   check_same(op, "weight", weight, "input", input);
-  const ConvParams p =
-      make_conv_params(op, sizes_of(input), sizes_of(weight), stride, padding, dilation, groups, padding_mode);
+  const ConvParams p = make_conv_params(op, sizes_of(input), sizes_of(weight), stride, padding,
+                                        dilation, groups, padding_mode);
   check_bias(op, bias, input, p.K);
   const bool nhwc = is_nhwc(input);
   const ConvAlgo chosen = select_conv2d(op, p, nhwc, algo, false);
@@ -50,14 +50,14 @@ void for_each_phase(const ConvParams& p, const F& body) {
     for (int64_t w0 = 0; w0 < std::min(p.stride_w, p.W); ++w0) body(dgrad_taps(p, h0, w0));
 }
 
-Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Ints& input_size, const Ints& stride,
-                         const Ints& padding, const Ints& dilation, int64_t groups, const std::string& padding_mode,
-                         const std::string& algo) {
+Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Ints& input_size,
+                         const Ints& stride, const Ints& padding, const Ints& dilation,
+                         int64_t groups, const std::string& padding_mode, const std::string& algo) {
   const char* op = "conv2d_input_grad";
   const DType dtype = dtype_of(op, "grad", grad);
   check_same(op, "weight", weight, "grad", grad);
-  const ConvParams p =
-      make_conv_params(op, input_size, sizes_of(weight), stride, padding, dilation, groups, padding_mode);
+  const ConvParams p = make_conv_params(op, input_size, sizes_of(weight), stride, padding, dilation,
+                                        groups, padding_mode);
   check_size_is(op, "grad", grad, {p.N, p.K, p.P, p.Q});
   const bool nhwc = is_nhwc(grad);
   const bool folds = p.mode != PaddingMode::kZeros;
@@ -75,7 +75,8 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Ints& i
     const View out_view = view_of(out.data_ptr(), f.C, f.H, f.W, nhwc);
     if (chosen == ConvAlgo::kDepthwise)
       return for_each_phase(f, [&](const TapConv& taps) {
-        CNNKERN_ISA_CALL(launch_conv2d_depthwise<T, T>(taps, grad_view, weights, nullptr, out_view));
+        CNNKERN_ISA_CALL(
+            launch_conv2d_depthwise<T, T>(taps, grad_view, weights, nullptr, out_view));
       });
     if (!folds)
       return for_each_phase(f, [&](const TapConv& taps) {
@@ -86,26 +87,28 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Ints& i
     f.H += p.pad_top + p.pad_bottom, f.W += p.pad_left + p.pad_right;
     f.pad_left = f.pad_right = f.pad_top = f.pad_bottom = 0;
     f.mode = PaddingMode::kZeros;
-    Tensor whole =
-        new_output(grad, {f.N, f.C, f.H, f.W}, nhwc, sizeof(A) == 8 ? ScalarType::Double : ScalarType::Float);
+    Tensor whole = new_output(grad, {f.N, f.C, f.H, f.W}, nhwc,
+                              sizeof(A) == 8 ? ScalarType::Double : ScalarType::Float);
     const View whole_view = view_of(whole.data_ptr(), f.C, f.H, f.W, nhwc);
     for_each_phase(f, [&](const TapConv& taps) {
-      CNNKERN_ISA_CALL(launch_conv2d_direct<T, A>(taps, view_of(g.data_ptr(), f.K, f.P, f.Q, nhwc), weights, nullptr,
-                                                  whole_view));
+      CNNKERN_ISA_CALL(launch_conv2d_direct<T, A>(taps, view_of(g.data_ptr(), f.K, f.P, f.Q, nhwc),
+                                                  weights, nullptr, whole_view));
     });
-    CNNKERN_ISA_CALL(launch_fold_padding<A, T>(p, whole_view, view_of(out.data_ptr(), p.C, p.H, p.W, nhwc)));
+    CNNKERN_ISA_CALL(
+        launch_fold_padding<A, T>(p, whole_view, view_of(out.data_ptr(), p.C, p.H, p.W, nhwc)));
   });
   return out;
 }
 
-Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Ints& weight_size, const Ints& stride,
-                          const Ints& padding, const Ints& dilation, int64_t groups, const std::string& padding_mode,
+Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Ints& weight_size,
+                          const Ints& stride, const Ints& padding, const Ints& dilation,
+                          int64_t groups, const std::string& padding_mode,
                           const std::string& algo) {
   const char* op = "conv2d_weight_grad";
   const DType dtype = dtype_of(op, "grad", grad);
   check_same(op, "input", input, "grad", grad);
-  const ConvParams p =
-      make_conv_params(op, sizes_of(input), weight_size, stride, padding, dilation, groups, padding_mode);
+  const ConvParams p = make_conv_params(op, sizes_of(input), weight_size, stride, padding, dilation,
+                                        groups, padding_mode);
   check_size_is(op, "grad", grad, {p.N, p.K, p.P, p.Q});
   const bool grad_nhwc = is_nhwc(grad), input_nhwc = is_nhwc(input);
   const ConvAlgo chosen = select_conv2d(op, p, grad_nhwc && input_nhwc, algo, true);

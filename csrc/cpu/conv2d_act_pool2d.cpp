@@ -6,31 +6,37 @@
 #include "workspace.h"
 
 #define CNNKERN_KERNELS "act_pool2d.inc"
-#include "foreach_isa.h"
 #include "dispatch.h"
+#include "foreach_isa.h"
 
 namespace cnnkern {
 namespace {
 
-// The options of the activation and the pool, and the pool's geometry on a conv output of that size.
+// The options of the activation and the pool, and the pool's geometry on a conv output of that
+// size.
 struct ActPool {
   Activation activation;
   PoolKind kind;
   PoolParams pool;
   PoolAxis rows, cols;
 
-  ActPool(const char* op, const Ints& conv_size, const std::string& activation_name, const std::string& pool_name,
-          const Ints& kernel_size, const Ints& stride, const Ints& padding, bool ceil_mode, bool count_include_pad)
+  ActPool(const char* op, const Ints& conv_size, const std::string& activation_name,
+          const std::string& pool_name, const Ints& kernel_size, const Ints& stride,
+          const Ints& padding, bool ceil_mode, bool count_include_pad)
       : activation(parse_activation(op, activation_name)), kind(parse_pool(op, pool_name)) {
     if (kind == PoolKind::kNone) {
       pool = make_pool_params(op, conv_size, {1, 1}, {1, 1}, {0, 0}, {1, 1}, false);
       return;
     }
-    pool = make_pool_params(op, conv_size, kernel_size, stride, padding, {1, 1}, ceil_mode, count_include_pad);
+    pool = make_pool_params(op, conv_size, kernel_size, stride, padding, {1, 1}, ceil_mode,
+                            count_include_pad);
     if (kind == PoolKind::kMax && pool.R * pool.S > 256)
-      fail(op, "pool_kernel_size of a max pool must have at most 256 elements, got ", to_string(kernel_size));
-    rows = make_pool_axis(pool.H, pool.P, pool.R, pool.stride_h, pool.pad_h, 1, false, count_include_pad);
-    cols = make_pool_axis(pool.W, pool.Q, pool.S, pool.stride_w, pool.pad_w, 1, false, count_include_pad);
+      fail(op, "pool_kernel_size of a max pool must have at most 256 elements, got ",
+           to_string(kernel_size));
+    rows = make_pool_axis(pool.H, pool.P, pool.R, pool.stride_h, pool.pad_h, 1, false,
+                          count_include_pad);
+    cols = make_pool_axis(pool.W, pool.Q, pool.S, pool.stride_w, pool.pad_w, 1, false,
+                          count_include_pad);
   }
   // The same rule as cnnkern.ops.act_pool2d_saves.
   bool saves_conv() const {
@@ -44,30 +50,43 @@ View view_or_null(const Tensor& t, const Ints& size, bool nhwc) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> conv2d_act_pool2d(
-    const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, const Ints& stride, const Ints& padding,
-    const Ints& dilation, int64_t groups, const std::string& padding_mode, const std::string& algo,
-    const std::string& activation, const std::string& pool, const Ints& pool_kernel_size, const Ints& pool_stride,
-    const Ints& pool_padding, bool pool_ceil_mode, bool count_include_pad, bool save) {
+    const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, const Ints& stride,
+    const Ints& padding, const Ints& dilation, int64_t groups, const std::string& padding_mode,
+    const std::string& algo, const std::string& activation, const std::string& pool,
+    const Ints& pool_kernel_size, const Ints& pool_stride, const Ints& pool_padding,
+    bool pool_ceil_mode, bool count_include_pad, bool save) {
   const char* op = "conv2d_act_pool2d";
   const DType dtype = dtype_of(op, "input", input);
   check_same(op, "weight", weight, "input", input);
-  const ConvParams p =
-      make_conv_params(op, sizes_of(input), sizes_of(weight), stride, padding, dilation, groups, padding_mode);
+  const ConvParams p = make_conv_params(op, sizes_of(input), sizes_of(weight), stride, padding,
+                                        dilation, groups, padding_mode);
   check_bias(op, bias, input, p.K);
   if (algo != "auto" && algo != "direct")
     fail(op, "algo must be 'auto' or 'direct' on the CPU, got '", algo, "'");
   const Ints conv_size{p.N, p.K, p.P, p.Q};
-  const ActPool ap(op, conv_size, activation, pool, pool_kernel_size, pool_stride, pool_padding, pool_ceil_mode,
-                   count_include_pad);
+  const ActPool ap(op, conv_size, activation, pool, pool_kernel_size, pool_stride, pool_padding,
+                   pool_ceil_mode, count_include_pad);
   const bool nhwc = is_nhwc(input);
   const Ints size{p.N, p.K, ap.pool.P, ap.pool.Q};
   Tensor out = new_output(input, size, nhwc);
-  Tensor saved = save && ap.saves_conv() ? new_output(input, conv_size, nhwc) : new_output(input, {0}, false);
-  Tensor offsets = save && ap.kind == PoolKind::kMax ? new_output(input, size, nhwc, ScalarType::Byte)
-                                                     : new_output(input, {0}, false, ScalarType::Byte);
+  Tensor saved =
+      save && ap.saves_conv() ? new_output(input, conv_size, nhwc) : new_output(input, {0}, false);
+  Tensor offsets = save && ap.kind == PoolKind::kMax
+                       ? new_output(input, size, nhwc, ScalarType::Byte)
+                       : new_output(input, {0}, false, ScalarType::Byte);
   if (p.N == 0) return {out, saved, offsets};
-  FusedPool f{ap.kind, ap.activation, ap.pool.R, ap.pool.S, ap.pool.stride_h, ap.pool.stride_w, ap.pool.Q, 1,
-              ap.rows.windows.data(), ap.cols.windows.data(), 0, 0};
+  FusedPool f{ap.kind,
+              ap.activation,
+              ap.pool.R,
+              ap.pool.S,
+              ap.pool.stride_h,
+              ap.pool.stride_w,
+              ap.pool.Q,
+              1,
+              ap.rows.windows.data(),
+              ap.cols.windows.data(),
+              0,
+              0};
   auto inside = [&](int64_t q) {
     const Window& w = ap.cols.windows[q];
     return w.first == 0 && w.end - w.begin == f.S && w.divisor == f.S;
@@ -82,24 +101,26 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_act_pool2d(
   with_storage_type(dtype, [&](auto type) {
     using T = decltype(type);
     CNNKERN_ISA_CALL(launch_conv2d_act_pool2d<T>(
-        fprop_taps(p), f, ap.pool.P, view_of(x.data_ptr(), p.C, p.H, p.W, nhwc), static_cast<const T*>(w.data_ptr()),
-        b ? static_cast<const T*>(b->data_ptr()) : nullptr, view_of(out.data_ptr(), p.K, size[2], size[3], nhwc),
-        view_or_null(saved, conv_size, nhwc), view_or_null(offsets, size, nhwc)));
+        fprop_taps(p), f, ap.pool.P, view_of(x.data_ptr(), p.C, p.H, p.W, nhwc),
+        static_cast<const T*>(w.data_ptr()), b ? static_cast<const T*>(b->data_ptr()) : nullptr,
+        view_of(out.data_ptr(), p.K, size[2], size[3], nhwc), view_or_null(saved, conv_size, nhwc),
+        view_or_null(offsets, size, nhwc)));
   });
   return {out, saved, offsets};
 }
 
-Tensor act_pool2d_grad(const Tensor& grad, const Tensor& output, const Tensor& saved, const Tensor& offsets,
-                       const Ints& input_size, const std::string& activation, const std::string& pool,
-                       const Ints& pool_kernel_size, const Ints& pool_stride, const Ints& pool_padding,
-                       bool pool_ceil_mode, bool count_include_pad) {
+Tensor act_pool2d_grad(const Tensor& grad, const Tensor& output, const Tensor& saved,
+                       const Tensor& offsets, const Ints& input_size, const std::string& activation,
+                       const std::string& pool, const Ints& pool_kernel_size,
+                       const Ints& pool_stride, const Ints& pool_padding, bool pool_ceil_mode,
+                       bool count_include_pad) {
   const char* op = "act_pool2d_grad";
   const DType dtype = dtype_of(op, "grad", grad);
   check_same(op, "output", output, "grad", grad);
   check_same(op, "saved", saved, "grad", grad);
   check_sizes(op, "input_size", input_size, "[N, K, P, Q]");
-  ActPool ap(op, input_size, activation, pool, pool_kernel_size, pool_stride, pool_padding, pool_ceil_mode,
-             count_include_pad);
+  ActPool ap(op, input_size, activation, pool, pool_kernel_size, pool_stride, pool_padding,
+             pool_ceil_mode, count_include_pad);
   const Ints size{ap.pool.N, ap.pool.C, ap.pool.P, ap.pool.Q};
   check_size_is(op, "grad", grad, size);
   check_size_is(op, "output", output, size);
@@ -110,19 +131,38 @@ Tensor act_pool2d_grad(const Tensor& grad, const Tensor& output, const Tensor& s
   Tensor out = new_output(grad, input_size, nhwc);
   if (out.numel() == 0) return out;
   if (ap.kind == PoolKind::kAvg) add_covers(ap.rows, ap.pool.H), add_covers(ap.cols, ap.pool.W);
-  const ActPoolGrad f{ap.kind, ap.activation, ap.pool.N, ap.pool.C, ap.pool.H, ap.pool.W, ap.pool.P, ap.pool.Q,
-                      ap.pool.S, ap.pool.stride_h, ap.pool.stride_w, ap.pool.pad_h, ap.pool.pad_w,
-                      ap.pool.R * ap.pool.S, ap.rows.windows.data(), ap.cols.windows.data(),
-                      ap.rows.covers.data(), ap.cols.covers.data(), ap.rows.offsets.data(), ap.cols.offsets.data(),
-                      ap.pool.S == 2 && ap.pool.stride_w == 2 && ap.pool.pad_w == 0 && ap.pool.W == 2 * ap.pool.Q};
+  const ActPoolGrad f{
+      ap.kind,
+      ap.activation,
+      ap.pool.N,
+      ap.pool.C,
+      ap.pool.H,
+      ap.pool.W,
+      ap.pool.P,
+      ap.pool.Q,
+      ap.pool.S,
+      ap.pool.stride_h,
+      ap.pool.stride_w,
+      ap.pool.pad_h,
+      ap.pool.pad_w,
+      ap.pool.R * ap.pool.S,
+      ap.rows.windows.data(),
+      ap.cols.windows.data(),
+      ap.rows.covers.data(),
+      ap.cols.covers.data(),
+      ap.rows.offsets.data(),
+      ap.cols.offsets.data(),
+      ap.pool.S == 2 && ap.pool.stride_w == 2 && ap.pool.pad_w == 0 && ap.pool.W == 2 * ap.pool.Q};
   const Tensor g = dense(grad, nhwc), y = dense(output, nhwc);
-  const Tensor z = saved.numel() ? dense(saved, nhwc) : saved, at = offsets.numel() ? dense(offsets, nhwc) : offsets;
+  const Tensor z = saved.numel() ? dense(saved, nhwc) : saved,
+               at = offsets.numel() ? dense(offsets, nhwc) : offsets;
   bool ok = true;
   with_storage_type(dtype, [&](auto type) {
     using T = decltype(type);
-    ok = CNNKERN_ISA_CALL(launch_act_pool2d_grad<T>(
-        f, view_or_null(g, size, nhwc), view_or_null(y, size, nhwc), view_or_null(z, input_size, nhwc),
-        view_or_null(at, size, nhwc), view_or_null(out, input_size, nhwc)));
+    ok = CNNKERN_ISA_CALL(
+        launch_act_pool2d_grad<T>(f, view_or_null(g, size, nhwc), view_or_null(y, size, nhwc),
+                                  view_or_null(z, input_size, nhwc), view_or_null(at, size, nhwc),
+                                  view_or_null(out, input_size, nhwc)));
   });
   if (!ok) fail(op, "offsets must point into their window and the plane");
   return out;

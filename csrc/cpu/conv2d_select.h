@@ -1,4 +1,5 @@
-// Which CPU algorithm computes a convolution: predicates that select and, where a name is forced, explain.
+// Which CPU algorithm computes a convolution: predicates that select and, where a name is forced,
+// explain.
 #pragma once
 #include "geometry.h"
 
@@ -14,11 +15,11 @@ inline std::string supports_conv2d_depthwise(const ConvParams& p) {
          std::to_string(p.K) + " channels in " + std::to_string(p.groups) + " groups";
 }
 
-// `nhwc`: the operands are channels_last, which the depthwise kernels need. Autograd hands the name of
-// the forward pass on, but a gradient comes in the layout that it comes in: with the wrong one the
-// gradient is computed by 'direct', where the forward pass refuses.
-inline ConvAlgo select_conv2d(const char* op, const ConvParams& p, bool nhwc, const std::string& algo,
-                              bool is_gradient) {
+// `nhwc`: the operands are channels_last, which the depthwise kernels need. Autograd hands the name
+// of the forward pass on, but a gradient comes in the layout that it comes in: with the wrong one
+// the gradient is computed by 'direct', where the forward pass refuses.
+inline ConvAlgo select_conv2d(const char* op, const ConvParams& p, bool nhwc,
+                              const std::string& algo, bool is_gradient) {
   if (algo == "direct") return ConvAlgo::kDirect;
   const std::string reason = supports_conv2d_depthwise(p);
   if (algo == "auto") return reason.empty() && nhwc ? ConvAlgo::kDepthwise : ConvAlgo::kDirect;

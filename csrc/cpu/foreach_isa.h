@@ -40,7 +40,8 @@ namespace cnnkern::avx2 {
 #pragma GCC pop_options
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
+#pragma GCC target( \
+    "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
 #define CNNKERN_VECTOR_BYTES 64
 #define CNNKERN_ISA_LEVEL 3
 namespace cnnkern::avx512 {

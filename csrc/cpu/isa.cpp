@@ -14,9 +14,11 @@ bool has(Isa isa) {
   switch (isa) {
     case Isa::kAvx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && has(Isa::kAvx2);
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+             has(Isa::kAvx2);
     case Isa::kAvx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+             __builtin_cpu_supports("f16c");
     default: return true;
   }
 #else
@@ -27,7 +29,8 @@ bool has(Isa isa) {
 Isa parse(const std::string& name) {
   for (int i = 0; i < 3; ++i)
     if (name == kNames[i]) {
-      if (!has(Isa(i))) throw std::invalid_argument("this CPU or build has no '" + name + "' kernels");
+      if (!has(Isa(i)))
+        throw std::invalid_argument("this CPU or build has no '" + name + "' kernels");
       return Isa(i);
     }
   throw std::invalid_argument("CPU ISA must be 'scalar', 'avx2' or 'avx512', got '" + name + "'");

@@ -18,13 +18,13 @@ void set_isa(const std::string& name);  // throws std::invalid_argument
 // CNNKERN_ISA_CALL(f(x)) calls scalar::f, avx2::f or avx512::f.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define CNNKERN_X86_ISAS 1
-#define CNNKERN_ISA_CALL(...) \
-  [&] { \
-    switch (::cnnkern::current_isa()) { \
+#define CNNKERN_ISA_CALL(...)                                              \
+  [&] {                                                                    \
+    switch (::cnnkern::current_isa()) {                                    \
       case ::cnnkern::Isa::kAvx512: return ::cnnkern::avx512::__VA_ARGS__; \
-      case ::cnnkern::Isa::kAvx2: return ::cnnkern::avx2::__VA_ARGS__; \
-      default: return ::cnnkern::scalar::__VA_ARGS__; \
-    } \
+      case ::cnnkern::Isa::kAvx2: return ::cnnkern::avx2::__VA_ARGS__;     \
+      default: return ::cnnkern::scalar::__VA_ARGS__;                      \
+    }                                                                      \
   }()
 #else
 #define CNNKERN_X86_ISAS 0

@@ -48,8 +48,8 @@ Tensor scatter(const char* op, IndexMove move, const char* name, const Tensor& i
   check_size_is(op, name, input, sizes_of(indices));
   const Tensor from = dense(input, nhwc), at = dense(indices, nhwc);
   Tensor result = new_output(input, size, nhwc);
-  IndexJob job = make_index_job(op, move, dtype, nhwc, sizes_of(indices), size[2], size[3], from,
-                                result);
+  IndexJob job =
+      make_index_job(op, move, dtype, nhwc, sizes_of(indices), size[2], size[3], from, result);
   job.indices = static_cast<const int64_t*>(at.data_ptr());
   run(op, job);
   return result;
@@ -88,8 +88,8 @@ Tensor max_pool2d_gather(Tensor input, Tensor indices, Ints kernel_size, Ints st
                          Ints dilation) {
   const char* op = "max_pool2d_gather";
   const DType dtype = dtype_of(op, "input", input);
-  const PoolParams p = make_saved_pool_params(op, sizes_of(input), indices, kernel_size, stride,
-                                              padding, dilation);
+  const PoolParams p =
+      make_saved_pool_params(op, sizes_of(input), indices, kernel_size, stride, padding, dilation);
   const bool nhwc = is_nhwc(indices);
   const Tensor from = dense(input, nhwc), at = dense(indices, nhwc);
   Tensor result = new_output(input, sizes_of(indices), nhwc);

@@ -4,14 +4,17 @@
 
 namespace cnnkern {
 
-void parallel_for(int64_t count, int64_t grain, void (*body)(int64_t begin, int64_t end, void* context), void* context);
+void parallel_for(int64_t count, int64_t grain,
+                  void (*body)(int64_t begin, int64_t end, void* context), void* context);
 
 // Calls body(begin, end) on disjoint ranges that cover [0, count); a thread gets at least `grain`.
 template <typename F>
 void parallel_for(int64_t count, int64_t grain, const F& body) {
   parallel_for(
       count, grain,
-      [](int64_t begin, int64_t end, void* context) { (*static_cast<const F*>(context))(begin, end); },
+      [](int64_t begin, int64_t end, void* context) {
+        (*static_cast<const F*>(context))(begin, end);
+      },
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 

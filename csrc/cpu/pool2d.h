@@ -69,7 +69,7 @@ struct PoolJob {
   DType dtype;
   bool nhwc;
   int64_t row_dil, col_dil;
-  const Window *rows, *cols;            // P and Q of them
+  const Window *rows, *cols;  // P and Q of them
   const Cover *row_covers, *col_covers;
   const int64_t *row_offsets, *col_offsets;  // H + 1 and W + 1 of them
   void* plane;

@@ -52,9 +52,22 @@ struct PoolTables {
 
   PoolJob job(const PoolParams& p, PoolKind kind, DType dtype, bool nhwc, const Tensor& plane,
               const Tensor& pooled) const {
-    return {p, kind, dtype, nhwc, rows.dil, cols.dil, rows.windows.data(), cols.windows.data(),
-            rows.covers.data(), cols.covers.data(), rows.offsets.data(), cols.offsets.data(),
-            plane.data_ptr(), pooled.data_ptr(), nullptr, nullptr};
+    return {p,
+            kind,
+            dtype,
+            nhwc,
+            rows.dil,
+            cols.dil,
+            rows.windows.data(),
+            cols.windows.data(),
+            rows.covers.data(),
+            cols.covers.data(),
+            rows.offsets.data(),
+            cols.offsets.data(),
+            plane.data_ptr(),
+            pooled.data_ptr(),
+            nullptr,
+            nullptr};
   }
 };
 

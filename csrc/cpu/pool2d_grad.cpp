@@ -44,24 +44,26 @@ void check_offsets(const char* op, const PoolJob& job) {
   for (int64_t q = 0; q < g.Q; ++q)
     if (!whole(job.cols[q], g.dil_w, g.S)) clipped.push_back(q);
   const FirstBad bad;
-  torch::stable::parallel_for(
-      0, g.N * g.P * (job.nhwc ? 1 : g.C), std::max<int64_t>(1, kPoolGrainBytes / row),
-      [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          const uint8_t* offsets = job.offsets + i * row;
-          const int64_t p = i % g.P;
-          const auto check = [&](int64_t q) {
-            for (int64_t c = q * C; c < (q + 1) * C; ++c)
-              if (!offset_is_inside(job, p, q, offsets[c])) bad(i * row + c);
-          };
-          uint8_t largest = 0;
-          for (int64_t k = 0; k < row; ++k) largest = std::max(largest, offsets[k]);
-          if (largest < taps && whole(job.rows[p], g.dil_h, g.R))
-            for (int64_t q : clipped) check(q);
-          else
-            for (int64_t q = 0; q < g.Q; ++q) check(q);
-        }
-      });
+  torch::stable::parallel_for(0, g.N * g.P * (job.nhwc ? 1 : g.C),
+                              std::max<int64_t>(1, kPoolGrainBytes / row),
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t i = begin; i < end; ++i) {
+                                  const uint8_t* offsets = job.offsets + i * row;
+                                  const int64_t p = i % g.P;
+                                  const auto check = [&](int64_t q) {
+                                    for (int64_t c = q * C; c < (q + 1) * C; ++c)
+                                      if (!offset_is_inside(job, p, q, offsets[c]))
+                                        bad(i * row + c);
+                                  };
+                                  uint8_t largest = 0;
+                                  for (int64_t k = 0; k < row; ++k)
+                                    largest = std::max(largest, offsets[k]);
+                                  if (largest < taps && whole(job.rows[p], g.dil_h, g.R))
+                                    for (int64_t q : clipped) check(q);
+                                  else
+                                    for (int64_t q = 0; q < g.Q; ++q) check(q);
+                                }
+                              });
   if (bad.any())
     fail(op, "indices must be offsets of elements inside the window and the input, got ",
          int(job.offsets[bad.index()]));
@@ -71,8 +73,8 @@ Tensor max_pool2d_grad(Tensor grad, Tensor indices, Ints input_size, Ints kernel
                        Ints padding, Ints dilation) {
   const char* op = "max_pool2d_grad";
   const DType dtype = dtype_of(op, "grad", grad);
-  const PoolParams p = make_saved_pool_params(op, input_size, indices, kernel_size, stride, padding,
-                                              dilation);
+  const PoolParams p =
+      make_saved_pool_params(op, input_size, indices, kernel_size, stride, padding, dilation);
   if (indices.scalar_type() == ScalarType::Long)
     return scatter_add_by_index(op, grad, indices, input_size);
   if (indices.scalar_type() != ScalarType::Byte)

@@ -1,11 +1,12 @@
 // A convolution as a sum over taps, the one form in which the direct kernels compute all passes:
 //   out[m][p][q] = sum over c, t of weight[m][c][t] * in[c][p*step_h + tap.h][q*step_w + tap.w]
-// fprop has one tap per kernel element and step = stride. dgrad has step 1 on the output gradient: the
-// input rows of one residue modulo the stride meet a fixed subset of the kernel's rows, so every
-// residue (phase) is a TapConv of its own, and nothing is ever scattered.
+// fprop has one tap per kernel element and step = stride. dgrad has step 1 on the output gradient:
+// the input rows of one residue modulo the stride meet a fixed subset of the kernel's rows, so
+// every residue (phase) is a TapConv of its own, and nothing is ever scattered.
 //
-// A block of outputs reads a copy of its input in which rows and columns are split by residue modulo
-// the step. There every tap is a constant offset and a step is 1, so vectors of outputs are loads.
+// A block of outputs reads a copy of its input in which rows and columns are split by residue
+// modulo the step. There every tap is a constant offset and a step is 1, so vectors of outputs are
+// loads.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -18,10 +19,10 @@
 namespace cnnkern {
 
 struct Tap {
-  int64_t h, w;       // of the input position relative to (p*step_h, q*step_w)
-  int64_t weight;     // index of the tap inside a weight plane, r*S + s
-  int64_t slot;       // which residue plane of the copy it reads
-  int64_t row, col;   // offset inside that plane
+  int64_t h, w;      // of the input position relative to (p*step_h, q*step_w)
+  int64_t weight;    // index of the tap inside a weight plane, r*S + s
+  int64_t slot;      // which residue plane of the copy it reads
+  int64_t row, col;  // offset inside that plane
 };
 
 struct Slot {
@@ -93,7 +94,8 @@ inline void plan_copy(TapConv& t, int64_t lanes) {
 inline void plan_blocks(TapConv& t, int64_t max_tile, int64_t lanes) {
   constexpr int64_t kAccumulators = 64 << 10, kMaxChannels = 128;
   t.tiles = ceil_div(t.M, max_tile);
-  t.block_tiles = ceil_div(t.tiles, ceil_div(t.tiles, std::max<int64_t>(1, kMaxChannels / max_tile)));
+  t.block_tiles =
+      ceil_div(t.tiles, ceil_div(t.tiles, std::max<int64_t>(1, kMaxChannels / max_tile)));
   const int64_t channels = std::min(t.M, t.block_tiles * max_tile);
   const int64_t pixels = std::clamp<int64_t>(kAccumulators / channels, 256, 2048);
   t.col_blocks = ceil_div(t.Q, std::max<int64_t>(pixels, 1024));
@@ -102,7 +104,8 @@ inline void plan_blocks(TapConv& t, int64_t max_tile, int64_t lanes) {
   t.block_rows = ceil_div(t.P, t.row_blocks);
   t.row_blocks = ceil_div(t.P, t.block_rows);
   // A single small image: more items by fewer channels each, so that every thread has some.
-  while (t.N * t.groups * t.row_blocks * t.col_blocks * ceil_div(t.tiles, t.block_tiles) < 8 && t.block_tiles > 2)
+  while (t.N * t.groups * t.row_blocks * t.col_blocks * ceil_div(t.tiles, t.block_tiles) < 8 &&
+         t.block_tiles > 2)
     t.block_tiles = ceil_div(t.block_tiles, 2);
   t.tile_blocks = ceil_div(t.tiles, t.block_tiles);
   plan_copy(t, lanes);
@@ -110,8 +113,8 @@ inline void plan_blocks(TapConv& t, int64_t max_tile, int64_t lanes) {
 
 // A 1x1 convolution does not see rows: one row of all pixels makes longer vectors and fewer copies.
 inline ConvParams flatten_pointwise(ConvParams p) {
-  if (p.R == 1 && p.S == 1 && p.P == p.H && p.Q == p.W && p.stride_h == 1 && p.stride_w == 1 && p.pad_left == 0 &&
-      p.pad_top == 0) {
+  if (p.R == 1 && p.S == 1 && p.P == p.H && p.Q == p.W && p.stride_h == 1 && p.stride_w == 1 &&
+      p.pad_left == 0 && p.pad_top == 0) {
     p.W = p.Q = p.H * p.W;
     p.H = p.P = 1;
   }
@@ -130,12 +133,21 @@ inline TapConv fprop_taps(const ConvParams& p) {
   return t;
 }
 
-// The gradient of a zero-padded convolution with respect to the input rows h0, h0 + stride_h, ... and
-// columns w0, w0 + stride_w, ...; h0 < min(stride_h, H), w0 < min(stride_w, W).
+// The gradient of a zero-padded convolution with respect to the input rows h0, h0 + stride_h, ...
+// and columns w0, w0 + stride_w, ...; h0 < min(stride_h, H), w0 < min(stride_w, W).
 inline TapConv dgrad_taps(const ConvParams& p, int64_t h0, int64_t w0) {
   const int64_t C = p.C / p.groups, M = p.K / p.groups, RS = p.R * p.S;
-  TapConv t{p.N, p.groups, M, C, p.P, p.Q, ceil_div(p.H - h0, p.stride_h), ceil_div(p.W - w0, p.stride_w),
-            1, 1, PaddingMode::kZeros};
+  TapConv t{p.N,
+            p.groups,
+            M,
+            C,
+            p.P,
+            p.Q,
+            ceil_div(p.H - h0, p.stride_h),
+            ceil_div(p.W - w0, p.stride_w),
+            1,
+            1,
+            PaddingMode::kZeros};
   t.out_h = h0, t.out_w = w0, t.out_step_h = p.stride_h, t.out_step_w = p.stride_w;
   t.weight_g = M * C * RS, t.weight_m = RS, t.weight_c = C * RS;
   for (int64_t r = 0; r < p.R; ++r) {
@@ -143,15 +155,16 @@ inline TapConv dgrad_taps(const ConvParams& p, int64_t h0, int64_t w0) {
     if (h % p.stride_h != 0) continue;
     for (int64_t s = 0; s < p.S; ++s) {
       const int64_t w = w0 + p.pad_left - s * p.dil_w;
-      if (w % p.stride_w == 0) t.taps.push_back({h / p.stride_h, w / p.stride_w, r * p.S + s, 0, 0, 0});
+      if (w % p.stride_w == 0)
+        t.taps.push_back({h / p.stride_h, w / p.stride_w, r * p.S + s, 0, 0, 0});
     }
   }
   plan_slots(t);
   return t;
 }
 
-// Blocking of the weight gradient: an item owns block_k x block_channels of dW and walks over its share
-// of the chunks (some images, some rows); shares are summed afterwards, in order.
+// Blocking of the weight gradient: an item owns block_k x block_channels of dW and walks over its
+// share of the chunks (some images, some rows); shares are summed afterwards, in order.
 struct WeightGradPlan {
   TapConv tc;
   int64_t images, image_blocks, chunks, splits;
@@ -175,14 +188,16 @@ inline WeightGradPlan plan_weight_grad(const ConvParams& p, int64_t lanes) {
   g.images = std::clamp<int64_t>(kPixels / g.grad_stride, 1, t.N);
   g.image_blocks = ceil_div(t.N, g.images);
   g.chunks = g.image_blocks * t.row_blocks * t.col_blocks;
-  g.block_k = std::clamp<int64_t>(kCopy / (g.images * g.grad_stride), std::min<int64_t>(16, t.M), t.M);
+  g.block_k =
+      std::clamp<int64_t>(kCopy / (g.images * g.grad_stride), std::min<int64_t>(16, t.M), t.M);
   g.k_blocks = ceil_div(t.M, g.block_k);
   const int64_t per_channel = g.images * int64_t(t.slots.size()) * t.plane;
   t.block_channels = std::clamp<int64_t>(kCopy / per_channel, std::min<int64_t>(8, t.C), t.C);
   g.c_blocks = ceil_div(t.C, t.block_channels);
   const int64_t numel = p.K * t.C * int64_t(t.taps.size());
   const int64_t items = t.groups * g.k_blocks * g.c_blocks;
-  g.splits = std::clamp<int64_t>(std::min(ceil_div(kItems, items), kMaxPartials / numel), 1, g.chunks);
+  g.splits =
+      std::clamp<int64_t>(std::min(ceil_div(kItems, items), kMaxPartials / numel), 1, g.chunks);
   return g;
 }
 

@@ -8,7 +8,8 @@ namespace cnnkern {
 namespace {
 
 constexpr size_t kAlignment = 64;
-constexpr size_t kKeep = size_t{64} << 20;  // a larger one is given back at the next smaller request
+constexpr size_t kKeep = size_t{64}
+                         << 20;  // a larger one is given back at the next smaller request
 
 struct Free {
   void operator()(void* p) const { std::free(p); }
