@@ -118,7 +118,7 @@ def _markdown(header: list[str], body: list[list[str]]) -> str:
 
 
 def chart(rows: Rows, path: Path) -> None:
-    """Draw every problem's ratio to the best of torch, one panel a pass, ours faster to the right."""
+    """Draw every problem's ratio to the best of torch, a panel a pass, ours faster to the right."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -1,4 +1,4 @@
-"""Rows of a benchmark: printed as a table, kept as CSV with all that a reader needs to trust them."""
+"""Rows of a benchmark: printed as a table, kept as CSV with all that a reader has to know."""
 
 from __future__ import annotations
 

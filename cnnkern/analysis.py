@@ -1,4 +1,4 @@
-"""What a convolution is, in other terms: the inputs it sees, and the matrix that it multiplies by."""
+"""What a convolution is, in other terms: the inputs it sees, the matrix that it multiplies by."""
 
 from __future__ import annotations
 

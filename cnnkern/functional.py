@@ -224,6 +224,8 @@ def _check_transposed(op, input, weight, bias, stride, padding, extra, groups, d
         ("padding", padding, 0),
         ("output_padding", extra, 0),
     ):
+        if max(value) >= 2**31:
+            raise RuntimeError(f"cnnkern::{op}: {name} must be below 2^31, got {value}")
         if value[0] < least or value[1] < least:
             raise RuntimeError(f"cnnkern::{op}: {name} must be at least {least}, got {value}")
     if any(e >= s and e >= d for e, s, d in zip(extra, stride, dilation, strict=True)):

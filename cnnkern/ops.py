@@ -44,11 +44,11 @@ SCHEMAS = (
     "adaptive_max_pool2d_grad(Tensor grad, Tensor indices, SymInt[4] input_size) -> Tensor",
     "max_unpool2d(Tensor input, Tensor indices, SymInt[2] output_size) -> Tensor",
     "max_unpool2d_grad(Tensor grad, Tensor indices) -> Tensor",
-    # Results: output, what backward needs of the activation (or empty), max-pool offsets (or empty).
+    # Results: output, what backward needs of the activation, max-pool offsets; or empty tensors.
     f"conv2d_act_pool2d(Tensor input, Tensor weight, Tensor? bias, {_CONV}, {_ACT_POOL}, "
     "bool save=False) -> (Tensor, Tensor, Tensor)",
-    "act_pool2d_grad(Tensor grad, Tensor output, Tensor saved, Tensor offsets, SymInt[4] input_size, "
-    f"{_ACT_POOL}) -> Tensor",
+    "act_pool2d_grad(Tensor grad, Tensor output, Tensor saved, Tensor offsets, "
+    f"SymInt[4] input_size, {_ACT_POOL}) -> Tensor",
 )
 
 _library = torch.library.Library("cnnkern", "DEF")
@@ -114,7 +114,7 @@ FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def is_nhwc(t: Tensor) -> bool:
-    """Tell whether outputs computed from `t` are channels_last; the same rule as in csrc/check.h."""
+    """Tell whether outputs computed from `t` are channels_last; the rule of csrc/check.h."""
     if t.dim() != 4 or t.is_contiguous():
         return False
     return (
@@ -150,7 +150,8 @@ def _check_floats(op: str, **tensors: Tensor | None) -> None:
             continue
         if t.dtype not in FLOAT_DTYPES:
             raise RuntimeError(
-                f"cnnkern::{op}: {name} must be float32, float64, bfloat16 or float16, got {t.dtype}"
+                f"cnnkern::{op}: {name} must be float32, float64, bfloat16 or float16, "
+                f"got {t.dtype}"
             )
         if t.dtype != first.dtype:
             raise RuntimeError(

@@ -1,4 +1,4 @@
-"""Take a convolution for what it is, a constrained linear layer: section 7.1 of "Dive into Deep Learning"."""
+"""A convolution is a constrained linear layer: section 7.1 of "Dive into Deep Learning"."""
 
 import torch
 

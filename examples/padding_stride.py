@@ -1,4 +1,4 @@
-"""Keep, or shrink, an image's size with padding and stride: section 7.3 of "Dive into Deep Learning"."""
+"""Keep or shrink an image by padding and stride: section 7.3 of "Dive into Deep Learning"."""
 
 import torch
 
