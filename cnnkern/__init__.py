@@ -5,6 +5,23 @@ import torch  # noqa: F401  (loads the libraries that _C links to)
 from cnnkern import autograd, functional, nn, ops
 from cnnkern.analysis import conv_matrix, receptive_field
 from cnnkern.convert import convert, override
+from cnnkern.functional import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    avg_pool1d,
+    avg_pool2d,
+    conv1d,
+    conv2d,
+    conv2d_act_pool2d,
+    conv_transpose2d,
+    corr2d,
+    lp_pool2d,
+    max_pool1d,
+    max_pool2d,
+    max_unpool2d,
+)
 from cnnkern.lenet import LeNet
 
 __version__ = "0.1.0"
@@ -12,10 +29,25 @@ __version__ = "0.1.0"
 __all__ = [
     "LeNet",
     "__version__",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
     "autograd",
+    "avg_pool1d",
+    "avg_pool2d",
+    "conv1d",
+    "conv2d",
+    "conv2d_act_pool2d",
     "conv_matrix",
+    "conv_transpose2d",
     "convert",
+    "corr2d",
     "functional",
+    "lp_pool2d",
+    "max_pool1d",
+    "max_pool2d",
+    "max_unpool2d",
     "nn",
     "ops",
     "override",

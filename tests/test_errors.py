@@ -332,6 +332,12 @@ def test_ranks_of_functions():
         ({"output_padding": 2, "stride": 2}, ("output_padding", 2)),
         ({"output_padding": -1}, ("output_padding", -1)),
         ({"padding": 9}, ("padding", 9)),
+        ({"input": tensor(2, 4, 7, 0)}, ("input", "[2, 4, 7, 0]")),
+        # Here the padded empty input has enough columns for the gradient op to accept it.
+        (
+            {"input": tensor(2, 4, 7, 0), "output_padding": (0, 1), "dilation": 2},
+            ("input", "[2, 4, 7, 0]"),
+        ),
         ({"weight": tensor(5, 2, 3, 3)}, ("weight", "[5, 2, 3, 3]")),
         ({"bias": tensor(3)}, ("bias", "[3]")),
         ({"bias": tensor(2, dtype=torch.float64)}, ("bias", "dtype", "float64")),
