@@ -211,6 +211,10 @@ def conv_transpose2d(
 
 def _check_transposed(op, input, weight, bias, stride, padding, extra, groups, dilation) -> None:
     """Refuse, in the caller's terms, what conv2d_input_grad would refuse in its own."""
+    if input.size(2) < 1 or input.size(3) < 1:
+        raise RuntimeError(
+            f"cnnkern::{op}: input must have at least one row and column, got {list(input.shape)}"
+        )
     if groups < 1:
         raise RuntimeError(f"cnnkern::{op}: groups must be at least 1, got {groups}")
     if weight.dim() != 4 or weight.size(0) != input.size(1) or input.size(1) % groups:

@@ -7,6 +7,7 @@ python=$PWD/$1
 shift
 
 lib=build/sanitize/lib
+mkdir -p "$lib"
 # Built into a folder of its own; only what changed is compiled again.
 CNNKERN_SANITIZE=1 CNNKERN_CUDA=0 "$python" setup.py --quiet build --build-lib "$lib" \
   > build/sanitize.log 2>&1 || { cat build/sanitize.log; exit 1; }
