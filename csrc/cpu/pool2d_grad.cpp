@@ -25,45 +25,46 @@ PoolParams make_saved_pool_params(const char* op, const Ints& input_size, const 
 
 namespace {
 
-bool offset_is_inside(const PoolJob& job, int64_t p, int64_t q, uint8_t offset) {
-  const auto fits = [](const Window& w, int64_t dil, int64_t tap) {
-    return w.begin >= w.end || (tap >= w.first && w.begin + (tap - w.first) * dil < w.end);
-  };
-  return offset < job.p.R * job.p.S && fits(job.rows[p], job.row_dil, offset / job.p.S) &&
-         fits(job.cols[q], job.col_dil, offset % job.p.S);
-}
-
-// A window that is whole takes any offset below R*S; the others, along the border, are looked into.
+// Refuses offsets of elements outside the window or the plane. A whole window takes any below R*S;
+// the ones that the border clips are looked into.
 void check_offsets(const char* op, const PoolJob& job) {
   const PoolParams& g = job.p;
   const int64_t C = job.nhwc ? g.C : 1, row = g.Q * C, taps = g.R * g.S;
-  const auto whole = [](const Window& w, int64_t dil, int64_t k) {
-    return w.begin + (k - 1) * dil < w.end;
+  const auto holds = [](const Window& w, int64_t dil, int64_t tap) {
+    return w.begin >= w.end || (tap >= w.first && w.begin + (tap - w.first) * dil < w.end);
   };
-  Ints clipped;
-  for (int64_t q = 0; q < g.Q; ++q)
+  const auto whole = [&](const Window& w, int64_t dil, int64_t k) {
+    return w.first == 0 && holds(w, dil, k - 1);
+  };
+  Ints clipped, every(static_cast<size_t>(g.Q));
+  for (int64_t q = 0; q < g.Q; ++q) {
+    every[size_t(q)] = q;
     if (!whole(job.cols[q], g.dil_w, g.S)) clipped.push_back(q);
+  }
+  bool all_whole = clipped.empty();
+  for (int64_t p = 0; p < g.P; ++p) all_whole = all_whole && whole(job.rows[p], g.dil_h, g.R);
+  struct Tap {
+    int64_t r, s;
+  } tap[256];
+  for (int64_t i = 0; i < 256; ++i) tap[i] = {i / g.S, i % g.S};
+
   const FirstBad bad;
-  torch::stable::parallel_for(0, g.N * g.P * (job.nhwc ? 1 : g.C),
-                              std::max<int64_t>(1, kPoolGrainBytes / row),
-                              [&](int64_t begin, int64_t end) {
-                                for (int64_t i = begin; i < end; ++i) {
-                                  const uint8_t* offsets = job.offsets + i * row;
-                                  const int64_t p = i % g.P;
-                                  const auto check = [&](int64_t q) {
-                                    for (int64_t c = q * C; c < (q + 1) * C; ++c)
-                                      if (!offset_is_inside(job, p, q, offsets[c]))
-                                        bad(i * row + c);
-                                  };
-                                  uint8_t largest = 0;
-                                  for (int64_t k = 0; k < row; ++k)
-                                    largest = std::max(largest, offsets[k]);
-                                  if (largest < taps && whole(job.rows[p], g.dil_h, g.R))
-                                    for (int64_t q : clipped) check(q);
-                                  else
-                                    for (int64_t q = 0; q < g.Q; ++q) check(q);
-                                }
-                              });
+  const PoolParallel parallel{op};
+  parallel(g.N * g.P * (job.nhwc ? 1 : g.C), row, 0, [&](int64_t begin, int64_t end, char*) {
+    uint8_t largest = 0;
+    for (int64_t k = begin * row; k < end * row; ++k) largest = std::max(largest, job.offsets[k]);
+    if (largest < taps && all_whole) return;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t p = i % g.P;
+      const bool look = largest >= taps || !whole(job.rows[p], g.dil_h, g.R);
+      for (int64_t q : look ? every : clipped)
+        for (int64_t k = i * row + q * C; k < i * row + (q + 1) * C; ++k) {
+          const Tap t = tap[job.offsets[k]];
+          if (t.r >= g.R || !holds(job.rows[p], g.dil_h, t.r) || !holds(job.cols[q], g.dil_w, t.s))
+            bad(k);
+        }
+    }
+  });
   if (bad.any())
     fail(op, "indices must be offsets of elements inside the window and the input, got ",
          int(job.offsets[bad.index()]));
