@@ -32,22 +32,31 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, std::optional<Tensor> b
     const T* weights = static_cast<const T*>(w.data_ptr());
     const T* biases = b ? static_cast<const T*>(b->data_ptr()) : nullptr;
     const ConvParams f = flatten_pointwise(p);
-    const TapConv taps = fprop_taps(f);
+    TapConv taps = fprop_taps(f);
     const View in_view = view_of(x.data_ptr(), f.C, f.H, f.W, nhwc);
     const View out_view = view_of(out.data_ptr(), f.K, f.P, f.Q, nhwc);
     if (chosen == ConvAlgo::kDepthwise)
-      CNNKERN_ISA_CALL(launch_conv2d_depthwise<T, T>(taps, in_view, weights, biases, out_view));
+      CNNKERN_ISA_CALL(launch_conv2d_depthwise<T>(&taps, 1, in_view, weights, biases, out_view));
     else
-      CNNKERN_ISA_CALL(launch_conv2d_direct<T, T>(taps, in_view, weights, biases, out_view));
+      CNNKERN_ISA_CALL(launch_conv2d_direct<T, T>(&taps, 1, in_view, weights, biases, out_view));
   });
   return out;
 }
 
-// dgrad, one TapConv per residue of the output position modulo the stride.
+// dgrad has one TapConv per residue of the output position modulo the stride: body(phases, count).
 template <typename F>
-void for_each_phase(const ConvParams& p, const F& body) {
+void for_phases(const ConvParams& p, const F& body) {
+  std::vector<TapConv> phases;
+  auto flush = [&] {
+    if (!phases.empty()) body(phases.data(), phases.size());
+    phases.clear();
+  };
   for (int64_t h0 = 0; h0 < std::min(p.stride_h, p.H); ++h0)
-    for (int64_t w0 = 0; w0 < std::min(p.stride_w, p.W); ++w0) body(dgrad_taps(p, h0, w0));
+    for (int64_t w0 = 0; w0 < std::min(p.stride_w, p.W); ++w0) {
+      phases.push_back(dgrad_taps(p, h0, w0));
+      if (phases.size() == kMaxPhases) flush();
+    }
+  flush();
 }
 
 Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Ints& input_size,
@@ -74,13 +83,14 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Ints& i
     const View grad_view = view_of(g.data_ptr(), f.K, f.P, f.Q, nhwc);
     const View out_view = view_of(out.data_ptr(), f.C, f.H, f.W, nhwc);
     if (chosen == ConvAlgo::kDepthwise)
-      return for_each_phase(f, [&](const TapConv& taps) {
+      return for_phases(f, [&](TapConv* phases, size_t count) {
         CNNKERN_ISA_CALL(
-            launch_conv2d_depthwise<T, T>(taps, grad_view, weights, nullptr, out_view));
+            launch_conv2d_depthwise<T>(phases, count, grad_view, weights, nullptr, out_view));
       });
     if (!folds)
-      return for_each_phase(f, [&](const TapConv& taps) {
-        CNNKERN_ISA_CALL(launch_conv2d_direct<T, T>(taps, grad_view, weights, nullptr, out_view));
+      return for_phases(f, [&](TapConv* phases, size_t count) {
+        CNNKERN_ISA_CALL(
+            launch_conv2d_direct<T, T>(phases, count, grad_view, weights, nullptr, out_view));
       });
     // Other modes: the gradient of the padded input, in the accumulator type, then folded.
     f = p;
@@ -90,9 +100,9 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Ints& i
     Tensor whole = new_output(grad, {f.N, f.C, f.H, f.W}, nhwc,
                               sizeof(A) == 8 ? ScalarType::Double : ScalarType::Float);
     const View whole_view = view_of(whole.data_ptr(), f.C, f.H, f.W, nhwc);
-    for_each_phase(f, [&](const TapConv& taps) {
-      CNNKERN_ISA_CALL(launch_conv2d_direct<T, A>(taps, view_of(g.data_ptr(), f.K, f.P, f.Q, nhwc),
-                                                  weights, nullptr, whole_view));
+    for_phases(f, [&](TapConv* phases, size_t count) {
+      CNNKERN_ISA_CALL(launch_conv2d_direct<T, A>(
+          phases, count, view_of(g.data_ptr(), f.K, f.P, f.Q, nhwc), weights, nullptr, whole_view));
     });
     CNNKERN_ISA_CALL(
         launch_fold_padding<A, T>(p, whole_view, view_of(out.data_ptr(), p.C, p.H, p.W, nhwc)));

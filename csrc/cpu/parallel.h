@@ -18,9 +18,10 @@ void parallel_for(int64_t count, int64_t grain, const F& body) {
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 
-// The grain that gives a thread some tens of microseconds of work, at `cost` operations per item.
+// The grain that gives a thread some tens of microseconds of work, at that many vector operations
+// per item.
 inline int64_t grain_for(int64_t cost_per_item) {
-  constexpr int64_t kWorthAThread = 200000;
+  constexpr int64_t kWorthAThread = 50000;
   return 1 + kWorthAThread / (cost_per_item + 1);
 }
 

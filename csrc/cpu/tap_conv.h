@@ -193,6 +193,10 @@ inline WeightGradPlan plan_weight_grad(const ConvParams& p, int64_t lanes) {
   g.k_blocks = ceil_div(t.M, g.block_k);
   const int64_t per_channel = g.images * int64_t(t.slots.size()) * t.plane;
   t.block_channels = std::clamp<int64_t>(kCopy / per_channel, std::min<int64_t>(8, t.C), t.C);
+  // Few chunks: more items by fewer channels each, so that every thread has some.
+  while (t.groups * g.k_blocks * ceil_div(t.C, t.block_channels) * g.chunks < 8 &&
+         t.block_channels > 8)
+    t.block_channels = ceil_div(t.block_channels, 2);
   g.c_blocks = ceil_div(t.C, t.block_channels);
   const int64_t numel = p.K * t.C * int64_t(t.taps.size());
   const int64_t items = t.groups * g.k_blocks * g.c_blocks;
@@ -200,6 +204,9 @@ inline WeightGradPlan plan_weight_grad(const ConvParams& p, int64_t lanes) {
       std::clamp<int64_t>(std::min(ceil_div(kItems, items), kMaxPartials / numel), 1, g.chunks);
   return g;
 }
+
+// Phases that are run together: enough for stride 4, and a bound on what a call prepares at a time.
+constexpr size_t kMaxPhases = 16;
 
 // A 4-D tensor as a pointer and the strides of N, C, H, W in elements.
 struct View {
