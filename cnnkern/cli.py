@@ -2,6 +2,8 @@
 
 Results go to stdout and everything else to stderr, so the closing lines can be parsed. A mistake of
 the user's ends in one line that says what was wrong, and exit status 1.
+
+It is long because every option declares its own help.
 """
 
 import json
@@ -20,6 +22,7 @@ import typer
 import cnnkern
 from cnnkern import data, train
 from cnnkern.lenet import ACTIVATIONS, INITS, POOLS, LeNet
+from cnnkern.workers import Workers
 
 __all__ = ["app", "main", "plot_curves"]
 
@@ -173,7 +176,7 @@ def train_command(
     if threads is not None:
         torch.set_num_threads(threads)
 
-    workers = train.Workers.join(device)
+    workers = Workers.join(device)
     say = _printer(workers.first and not quiet)
     with workers.first_before_others():
         dataset_read = data.load_dataset(
@@ -225,7 +228,7 @@ def evaluate_command(
         torch.set_num_threads(threads)
     saved = train.load_checkpoint(checkpoint)
     options = saved["options"]
-    workers = train.Workers.join(device)
+    workers = Workers.join(device)
     with workers.first_before_others():
         tested = data.load_dataset(
             dataset or options.dataset, data_dir, download=download, quiet=not workers.first
@@ -251,7 +254,7 @@ def predict_command(
 ) -> None:
     """Say what pictures show, with the probability that the network gives it."""
     saved = train.load_checkpoint(checkpoint)
-    place = train.Workers.join(device).device
+    place = Workers.join(device).device
     model = train.model_from(saved, place)
     size = tuple(model.config["image_size"])
     names = dict(enumerate(saved["classes"]))
@@ -392,7 +395,7 @@ def _scores(entry: dict[str, Any]) -> str:
     return "loss {loss:.3f}, train acc {train_acc:.3f}, test acc {test_acc:.3f}".format(**entry)
 
 
-def _where(workers: train.Workers) -> str:
+def _where(workers: Workers) -> str:
     if workers.world_size == 1:
         return str(workers.device)
     return f"{workers.world_size} x {workers.device.type}"

@@ -3,6 +3,8 @@
 The C++ kernels meet this file by name only. An op's arguments are normalised integers: padding is
 (left, right, top, bottom), everything else (height, width). Gradients are ops themselves, and
 differentiable, so double backward is composition.
+
+It is long because it is the whole contract.
 """
 
 from __future__ import annotations

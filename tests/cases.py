@@ -2,6 +2,8 @@
 
 Cases are picked by hand, each for the mistake in its comment. The CPU kernels' tiles are 8 output
 channels, vectors of 4, 8 or 16 lanes, and reductions cut at 512: sizes sit on and off those.
+
+It is long because it is one table, to be read as one.
 """
 
 from __future__ import annotations

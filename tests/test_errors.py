@@ -1,6 +1,8 @@
 """What is refused, through the public functions and the raw ops, and how the messages read.
 
 Every message must open with the op and name the argument and its value.
+
+It is long because every op and argument has its rows.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from torch import nn
 from cnnkern import data, train
 from cnnkern.lenet import INITS, LeNet
 from cnnkern.nn import ConvBlock
+from cnnkern.workers import Workers
 
 
 def book_lenet() -> nn.Sequential:
@@ -279,7 +280,7 @@ def test_compiled_steps_are_the_same_steps(subset, monkeypatch, batch_size):
 
 def test_evaluate_counts_and_keeps_the_mode(subset):
     model = LeNet()
-    alone = train.Workers(torch.device("cpu"))
+    alone = Workers(torch.device("cpu"))
     loss, accuracy = train.evaluate(model.train(), subset.test, alone)
     assert model.training
     with torch.no_grad():
