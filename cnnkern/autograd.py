@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from cnnkern.ops import _library, _ops, act_pool2d_saves, conv2d_output_size
+from cnnkern.ops import _library, _ops, act_pool2d_saves, conv2d_output_size, max_pool2d_save
 
 _CONV_ARGS = 6  # stride, padding, dilation, groups, padding_mode, algo
 
@@ -151,8 +151,7 @@ def _max_pool2d_backward(ctx, grad, _):
         return None, *nones
     (indices,) = ctx.saved_tensors
     if ctx.save == "none":
-        kernel_size = ctx.pool[0]
-        save = "offsets" if kernel_size[0] * kernel_size[1] <= 256 else "indices"
+        save = max_pool2d_save(ctx.pool[0])
         with torch.no_grad():
             _, indices = _ops.max_pool2d(indices, *ctx.pool, ctx.ceil_mode, save)
     return _ops.max_pool2d_grad(grad, indices, ctx.input_size, *ctx.pool), *nones
@@ -225,8 +224,7 @@ def _unfused(input, weight, bias, conv, act_pool):
     if activation != "none":
         x = getattr(torch.nn.functional, activation)(x)
     if pool == "max":
-        save = "offsets" if kernel_size[0] * kernel_size[1] <= 256 else "indices"
-        x, _ = _ops.max_pool2d(x, kernel_size, stride, padding, (1, 1), ceil_mode, save)
+        x, _ = _ops.max_pool2d(x, kernel_size, stride, padding, (1, 1), ceil_mode, "offsets")
     elif pool == "avg":
         x = _ops.avg_pool2d(x, kernel_size, stride, padding, ceil_mode, count_include_pad)
     return x

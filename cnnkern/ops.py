@@ -261,12 +261,28 @@ def _(grad):
     return grad.new_empty(grad.size(1))
 
 
+MAX_OFFSETS = 256  # a uint8 tells as many elements of a window apart
+
+
+def max_pool2d_save(kernel_size) -> str:
+    """Choose what a max pool saves for backward: offsets, or indices where those do not fit."""
+    return "offsets" if kernel_size[0] * kernel_size[1] <= MAX_OFFSETS else "indices"
+
+
+def _check_saved(op: str, indices: Tensor, kernel_size) -> None:
+    if indices.dtype == torch.uint8 and max_pool2d_save(kernel_size) != "offsets":
+        raise RuntimeError(
+            f"cnnkern::{op}: indices must be int64 where a window has over {MAX_OFFSETS} elements, "
+            f"got uint8 for kernel_size {list(kernel_size)}"
+        )
+
+
 def _saved_dtype(save: str, kernel_size) -> torch.dtype:
     if save not in ("none", "offsets", "indices"):
         raise RuntimeError(
             f"cnnkern::max_pool2d: save must be 'none', 'offsets' or 'indices', got '{save}'"
         )
-    if save == "offsets" and kernel_size[0] * kernel_size[1] > 256:
+    if save == "offsets" and max_pool2d_save(kernel_size) != "offsets":
         raise RuntimeError(
             "cnnkern::max_pool2d: save='offsets' needs a window of at most 256 elements, "
             f"got kernel_size {list(kernel_size)}"
@@ -289,6 +305,7 @@ def _(input, kernel_size, stride, padding=(0, 0), dilation=(1, 1), ceil_mode=Fal
 def _(grad, indices, input_size, kernel_size, stride, padding=(0, 0), dilation=(1, 1)):
     _check_floats("max_pool2d_grad", grad=grad)
     _check_devices("max_pool2d_grad", grad=grad, indices=indices)
+    _check_saved("max_pool2d_grad", indices, kernel_size)
     return _new(grad, input_size, is_nhwc(indices))
 
 
@@ -296,6 +313,7 @@ def _(grad, indices, input_size, kernel_size, stride, padding=(0, 0), dilation=(
 def _(input, indices, kernel_size, stride, padding=(0, 0), dilation=(1, 1)):
     _check_floats("max_pool2d_gather", input=input)
     _check_devices("max_pool2d_gather", input=input, indices=indices)
+    _check_saved("max_pool2d_gather", indices, kernel_size)
     return _new(input, indices.shape, is_nhwc(indices))
 
 
@@ -380,6 +398,7 @@ def _(input, weight, bias, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1),
         op, input.shape, weight.shape, stride, padding, dilation, groups, padding_mode
     )
     _check_bias(op, bias, conv_size[1])
+    _C.check_act_pool(op, activation, pool, list(pool_kernel_size))
     size = conv_size
     if pool != "none":
         size = pool2d_output_size(

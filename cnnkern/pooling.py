@@ -11,15 +11,13 @@ import torch
 from torch import Tensor
 
 from cnnkern.arguments import is_unbatched, output_extents, pair, single, window_stride
-from cnnkern.ops import _ops
+from cnnkern.ops import _ops, max_pool2d_save
 
 _max_pool2d = _ops.max_pool2d.default
 _avg_pool2d = _ops.avg_pool2d.default
 _adaptive_avg_pool2d = _ops.adaptive_avg_pool2d.default
 _adaptive_max_pool2d = _ops.adaptive_max_pool2d.default
 _max_unpool2d = _ops.max_unpool2d.default
-
-MAX_OFFSETS = 256  # a uint8 tells as many elements of a window apart
 
 
 def max_pool2d(
@@ -55,7 +53,7 @@ def max_pool2d(
     if return_indices:
         save = "indices"
     elif input.requires_grad and torch.is_grad_enabled():
-        save = "offsets" if kernel_size[0] * kernel_size[1] <= MAX_OFFSETS else "indices"
+        save = max_pool2d_save(kernel_size)
     else:
         save = "none"
     out, saved = _max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode, save)

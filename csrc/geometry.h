@@ -77,6 +77,16 @@ inline PoolKind parse_pool(const char* op, const std::string& name) {
   fail(op, "pool must be 'none', 'max' or 'avg', got '", name, "'");
 }
 
+inline void check_act_pool(const char* op, const std::string& activation, const std::string& pool,
+                           const Ints& pool_kernel_size) {
+  parse_activation(op, activation);
+  if (parse_pool(op, pool) != PoolKind::kMax) return;
+  check_ints(op, "pool_kernel_size", pool_kernel_size, 2, 1);
+  if (pool_kernel_size[0] * pool_kernel_size[1] > kMaxOffsets)
+    fail(op, "pool_kernel_size of a max pool must have at most ", kMaxOffsets, " elements, got ",
+         to_string(pool_kernel_size));
+}
+
 // `padding` is (left, right, top, bottom), `stride` and `dilation` are (height, width).
 inline ConvParams make_conv_params(const char* op, const Ints& input, const Ints& weight,
                                    const Ints& stride, const Ints& padding, const Ints& dilation,

@@ -80,4 +80,11 @@ PYBIND11_MODULE(_C, m) {
         make_adaptive_pool_params(op.c_str(), input, output_size);
       },
       "RuntimeError if an adaptive pool's sizes are invalid.");
+  m.def(
+      "check_act_pool",
+      [](const std::string& op, const std::string& activation, const std::string& pool,
+         const Ints& pool_kernel_size) {
+        check_act_pool(op.c_str(), activation, pool, pool_kernel_size);
+      },
+      "RuntimeError if the fused block has no such activation or pool.");
 }

@@ -43,21 +43,25 @@ struct PoolParams {
   int64_t divisor_override;  // 0: none
 };
 
+// A max pool saves the offset of its maximum inside the window as a uint8: of this many elements.
+constexpr int64_t kMaxOffsets = 256;
+
 // Number of windows of `k` taps (dilated by `dil`) that fit into `size + pad`; negative: none fits.
 inline int64_t out_size(int64_t size, int64_t pad, int64_t k, int64_t stride, int64_t dil) {
   const int64_t room = size + pad - (dil * (k - 1) + 1);
   return room < 0 ? -1 : room / stride + 1;
 }
 
-// Where padded coordinate i lands inside [0, size): -1 for a zero.
+// Where padded coordinate i lands inside [0, size); -1: on a zero, or beyond what the mode can pad.
 inline int64_t padded_index(int64_t i, int64_t size, PaddingMode mode) {
   if (i >= 0 && i < size) return i;
   switch (mode) {
-    case PaddingMode::kReflect: return i < 0 ? -i : 2 * (size - 1) - i;
-    case PaddingMode::kReplicate: return i < 0 ? 0 : size - 1;
-    case PaddingMode::kCircular: return i < 0 ? i + size : i - size;
+    case PaddingMode::kReflect: i = i < 0 ? -i : 2 * (size - 1) - i; break;
+    case PaddingMode::kReplicate: i = i < 0 ? 0 : size - 1; break;
+    case PaddingMode::kCircular: i = i < 0 ? i + size : i - size; break;
     default: return -1;
   }
+  return i >= 0 && i < size ? i : -1;
 }
 
 }  // namespace cnnkern

@@ -372,6 +372,33 @@ def test_gradients_of_another_size(name):
             call_with(name, 0, wrong)
 
 
+@pytest.mark.sanitize
+@pytest.mark.parametrize("device", ("cpu", "meta"))
+@pytest.mark.parametrize(("name", "side"), (("max_pool2d_grad", 1), ("max_pool2d_gather", 100)))
+def test_offsets_of_a_window_that_uint8_cannot_count(name, side, device):
+    data = torch.randn(1, 16, side, side, device=device)
+    offsets = torch.zeros(1, 16, 1, 1, dtype=torch.uint8, device=device)
+    size = ([1, 16, 100, 100],) if name == "max_pool2d_grad" else ()
+    with refused(name, "indices", "uint8", "[100, 100]", errors=RuntimeError):
+        getattr(torch.ops.cnnkern, name)(data, offsets, *size, [100, 100], [100, 100])
+
+
+@pytest.mark.parametrize("device", ("cpu", "meta"))
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"activation": "mish"}, ("activation", "mish")),
+        ({"pool": "median"}, ("pool", "median")),
+        ({"pool": "max", "pool_kernel_size": [17, 17]}, ("pool_kernel_size", "[17, 17]")),
+    ],
+    ids=str,
+)
+def test_fused_options(change, parts, device):
+    x, w = (torch.randn(s, device=device) for s in ((1, 1, 20, 20), (1, 1, 1, 1)))
+    with refused("conv2d_act_pool2d", *parts, errors=RuntimeError):
+        torch.ops.cnnkern.conv2d_act_pool2d(x, w, None, **change)
+
+
 INDEXED = [(name, position) for name, position, argument in TENSORS if argument in INDICES]
 
 

@@ -24,15 +24,13 @@ struct ActPool {
           const std::string& pool_name, const Ints& kernel_size, const Ints& stride,
           const Ints& padding, bool ceil_mode, bool count_include_pad)
       : activation(parse_activation(op, activation_name)), kind(parse_pool(op, pool_name)) {
+    check_act_pool(op, activation_name, pool_name, kernel_size);
     if (kind == PoolKind::kNone) {
       pool = make_pool_params(op, conv_size, {1, 1}, {1, 1}, {0, 0}, {1, 1}, false);
       return;
     }
     pool = make_pool_params(op, conv_size, kernel_size, stride, padding, {1, 1}, ceil_mode,
                             count_include_pad);
-    if (kind == PoolKind::kMax && pool.R * pool.S > 256)
-      fail(op, "pool_kernel_size of a max pool must have at most 256 elements, got ",
-           to_string(kernel_size));
     rows = make_pool_axis(pool.H, pool.P, pool.R, pool.stride_h, pool.pad_h, 1, false,
                           count_include_pad);
     cols = make_pool_axis(pool.W, pool.Q, pool.S, pool.stride_w, pool.pad_w, 1, false,

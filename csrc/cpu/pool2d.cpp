@@ -41,9 +41,9 @@ std::tuple<Tensor, Tensor> max_pool2d(Tensor input, Ints kernel_size, Ints strid
   }
   if (save != "offsets" && save != "indices")
     fail(op, "save must be 'none', 'offsets' or 'indices', got '", save, "'");
-  if (save == "offsets" && p.R * p.S > 256)
-    fail(op, "save='offsets' needs a window of at most 256 elements, got kernel_size ",
-         to_string(kernel_size));
+  if (save == "offsets" && p.R * p.S > kMaxOffsets)
+    fail(op, "save='offsets' needs a window of at most ", kMaxOffsets,
+         " elements, got kernel_size ", to_string(kernel_size));
   Tensor saved = new_output(input, {p.N, p.C, p.P, p.Q}, nhwc,
                             save == "offsets" ? ScalarType::Byte : ScalarType::Long);
   Tensor output = pool2d(op, p, PoolKind::kMax, input, nhwc, &saved);

@@ -10,6 +10,9 @@ PoolParams make_saved_pool_params(const char* op, const Ints& input_size, const 
                                   const Ints& kernel_size, const Ints& stride, const Ints& padding,
                                   const Ints& dilation) {
   PoolParams p = make_pool_params(op, input_size, kernel_size, stride, padding, dilation, true);
+  if (indices.scalar_type() == ScalarType::Byte && p.R * p.S > kMaxOffsets)
+    fail(op, "indices must be int64 where a window has over ", kMaxOffsets,
+         " elements, got uint8 for kernel_size ", to_string(kernel_size));
   const Ints got = sizes_of(indices);
   check_sizes(op, "indices", got, "[N, C, P, Q]");
   const int64_t floor_P = pool_out_size(p.H, p.pad_h, p.R, p.stride_h, p.dil_h, false);
@@ -45,8 +48,8 @@ void check_offsets(const char* op, const PoolJob& job) {
   for (int64_t p = 0; p < g.P; ++p) all_whole = all_whole && whole(job.rows[p], g.dil_h, g.R);
   struct Tap {
     int64_t r, s;
-  } tap[256];
-  for (int64_t i = 0; i < 256; ++i) tap[i] = {i / g.S, i % g.S};
+  } tap[kMaxOffsets];
+  for (int64_t i = 0; i < kMaxOffsets; ++i) tap[i] = {i / g.S, i % g.S};
 
   const FirstBad bad;
   const PoolParallel parallel{op};

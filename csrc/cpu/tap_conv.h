@@ -53,7 +53,6 @@ struct TapConv {
 };
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t floor_mod(int64_t a, int64_t b) { return ((a % b) + b) % b; }
 
 // First channel of tile i when M channels are split as evenly as can be.
 inline int64_t tile_start(int64_t i, int64_t M, int64_t tiles) { return i * M / tiles; }
