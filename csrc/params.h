@@ -3,6 +3,12 @@
 #pragma once
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define CNNKERN_HOST_DEVICE __host__ __device__
+#else
+#define CNNKERN_HOST_DEVICE
+#endif
+
 namespace cnnkern {
 
 enum class DType : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
@@ -47,13 +53,14 @@ struct PoolParams {
 constexpr int64_t kMaxOffsets = 256;
 
 // Number of windows of `k` taps (dilated by `dil`) that fit into `size + pad`; negative: none fits.
-inline int64_t out_size(int64_t size, int64_t pad, int64_t k, int64_t stride, int64_t dil) {
+CNNKERN_HOST_DEVICE inline int64_t out_size(int64_t size, int64_t pad, int64_t k, int64_t stride,
+                                            int64_t dil) {
   const int64_t room = size + pad - (dil * (k - 1) + 1);
   return room < 0 ? -1 : room / stride + 1;
 }
 
 // Where padded coordinate i lands inside [0, size); -1: on a zero, or beyond what the mode can pad.
-inline int64_t padded_index(int64_t i, int64_t size, PaddingMode mode) {
+CNNKERN_HOST_DEVICE inline int64_t padded_index(int64_t i, int64_t size, PaddingMode mode) {
   if (i >= 0 && i < size) return i;
   switch (mode) {
     case PaddingMode::kReflect: i = i < 0 ? -i : 2 * (size - 1) - i; break;

@@ -1,0 +1,43 @@
+// The interface between the convolution's binder and its kernels: one struct for all three passes.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include "params.h"
+
+namespace cnnkern {
+
+enum class ConvPass { kFprop, kDgrad, kWgrad };
+
+// What a predicate may look at.
+struct ConvQuery {
+  ConvParams p;
+  DType dtype;
+  ConvPass pass;
+  bool nhwc;         // layout of input and output and of their gradients
+  bool weight_nhwc;  // memory order of the weight: K R S C; else K C R S
+  int arch;          // 80: compute capability 8.0
+};
+
+// Tensors are dense. fprop: input, weight -> output; dgrad: grad, weight -> output [N, C, H, W];
+// wgrad: grad, input -> output [K, C/groups, R, S], always in the order K C R S.
+struct ConvCall : ConvQuery {
+  const void* input = nullptr;
+  const void* weight = nullptr;
+  const void* grad = nullptr;
+  const void* bias = nullptr;  // fprop: [K] or nullptr
+  void* output = nullptr;
+  Activation activation = Activation::kNone;  // fprop: after the bias
+  bool output_is_acc = false;  // dgrad: the output is in the accumulator's type; 'direct' only
+  void* workspace = nullptr;
+  cudaStream_t stream = nullptr;
+};
+
+// Gradient of the bias: sums grad [N, K, P, Q] over all but K, in a fixed order.
+cudaError_t launch_conv2d_bias_grad(const void* grad, DType dtype, bool nhwc, int64_t N, int64_t K,
+                                    int64_t P, int64_t Q, void* output, cudaStream_t stream);
+
+// Folds the gradient of the padded input (dense, accumulator's type) back onto the input.
+cudaError_t launch_fold_padding(const ConvParams& p, DType dtype, bool nhwc, const void* padded,
+                                void* output, cudaStream_t stream);
+
+}  // namespace cnnkern

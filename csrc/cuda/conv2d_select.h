@@ -1,0 +1,42 @@
+// Which CUDA algorithm computes a convolution: the table of predicates, the rule that picks from
+// it, and the reasons it gives. Host code without torch or a GPU, so cnnkern._C can ask it, too.
+#pragma once
+#include "conv2d_direct.h"
+#include "geometry.h"
+
+namespace cnnkern {
+
+struct ConvAlgorithm {
+  const char* name;
+  std::string (*supports)(const ConvQuery&);  // empty: it applies; else the reason why not
+  bool (*prefers)(const ConvQuery&);          // 'auto' takes the first that applies and prefers
+  int64_t (*workspace)(const ConvQuery&);     // bytes; nullptr: none
+};
+
+// In order of preference; the last applies to everything.
+constexpr ConvAlgorithm kCudaConvAlgorithms[] = {
+    {"direct", supports_conv2d_direct, [](const ConvQuery&) { return true; }, nullptr},
+};
+
+// A forced algorithm that does not apply is refused in the forward pass. Autograd hands its name on
+// to the gradients; those that it has no kernel for are computed by what 'auto' picks.
+inline const ConvAlgorithm& select_cuda_conv2d(const char* op, const ConvQuery& query,
+                                               const std::string& algo) {
+  if (algo != "auto") {
+    const ConvAlgorithm* forced = nullptr;
+    std::string names;
+    for (const ConvAlgorithm& a : kCudaConvAlgorithms) {
+      if (algo == a.name) forced = &a;
+      names += std::string(", '") + a.name + "'";
+    }
+    if (!forced) fail(op, "algo must be one of 'auto'", names, " on CUDA, got '", algo, "'");
+    const std::string reason = forced->supports(query);
+    if (reason.empty()) return *forced;
+    if (query.pass == ConvPass::kFprop) fail(op, "algo '", algo, "' ", reason);
+  }
+  for (const ConvAlgorithm& a : kCudaConvAlgorithms)
+    if (a.prefers(query) && a.supports(query).empty()) return a;
+  fail(op, "no CUDA algorithm applies");
+}
+
+}  // namespace cnnkern
