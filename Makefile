@@ -14,7 +14,9 @@ stamp = $(1)/has-$(subst >=,-from-,$(subst ==,-,$(2)))
 HAS_TORCH := $(call stamp,$(VENV),$(TORCH))
 HAS_ABI_TORCH := $(call stamp,$(ABI_VENV),$(ABI_TORCH))
 BUILT := $(VENV)/built
-NATIVE := $(foreach kind,h inc cpp cu cuh,$(wildcard csrc/*.$(kind) csrc/*/*.$(kind)))
+KINDS := h inc cpp cu cuh c
+NATIVE := $(foreach kind,$(KINDS),$(wildcard csrc/*.$(kind) csrc/*/*.$(kind)))
+RIG := $(foreach kind,$(KINDS),$(wildcard tests/ptxcpu/*/*.$(kind) tests/ptxcpu/*/*/*.$(kind)))
 PIP := bin/pip install --quiet --disable-pip-version-check
 
 .PHONY: train test build lint format abi sanitize clean
@@ -31,12 +33,12 @@ build: $(BUILT)
 lint: build
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE) $(RIG)
 
 format: build
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i $(NATIVE)
+	$(BIN)/clang-format -i $(NATIVE) $(RIG)
 
 # One build for every torch: the library just built, loaded by an older torch.
 abi: build $(HAS_ABI_TORCH)
