@@ -2,7 +2,7 @@
 
 import torch  # noqa: F401  (loads the libraries that _C links to)
 
-from cnnkern import autograd, functional, nn, ops
+from cnnkern import autograd, functional, nn, ops, triton_kernels
 from cnnkern.analysis import conv_matrix, receptive_field
 from cnnkern.convert import convert, override
 from cnnkern.functional import (
@@ -52,4 +52,5 @@ __all__ = [
     "ops",
     "override",
     "receptive_field",
+    "triton_kernels",
 ]

@@ -1,20 +1,34 @@
 """Autograd of every op, registered on import: which op is the gradient of which.
 
+The formulas take the ops of one overload, so that gradients run where the op itself ran.
 A gradient that nobody asks for is not computed. The maps are linear but for the max choices and the
 activations, so most gradients are pairs of transposed ops and can be differentiated for ever.
 """
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
-from cnnkern.ops import _library, _ops, act_pool2d_saves, conv2d_output_size, max_pool2d_save
+from cnnkern.ops import (
+    DEFAULT,
+    TRITON,
+    _library,
+    act_pool2d_saves,
+    conv2d_output_size,
+    max_pool2d_save,
+)
 
 _CONV_ARGS = 6  # stride, padding, dilation, groups, padding_mode, algo
 
 
 def _register(name: str, setup, backward) -> None:
-    torch.library.register_autograd(f"cnnkern::{name}", backward, setup_context=setup, lib=_library)
+    for ops in (DEFAULT, TRITON):
+        op = getattr(ops, name)
+        torch.library.register_autograd(
+            op, functools.partial(backward, ops), setup_context=setup, lib=_library
+        )
 
 
 # ---- convolution -------------------------------------------------------------------------------
@@ -28,14 +42,14 @@ def _conv2d_setup(ctx, inputs, output):
     ctx.save_for_backward(input if need_weight else None, weight if need_input else None)
 
 
-def _conv2d_backward(ctx, grad):
+def _conv2d_backward(ops, ctx, grad):
     input, weight = ctx.saved_tensors
     # The dispatcher drops trailing arguments that have their default: there may be no bias here.
     need_input, need_weight, need_bias = (*ctx.needs_input_grad, False)[:3]
     return (
-        _ops.conv2d_input_grad(grad, weight, ctx.input_size, *ctx.conv) if need_input else None,
-        _ops.conv2d_weight_grad(grad, input, ctx.weight_size, *ctx.conv) if need_weight else None,
-        _ops.conv2d_bias_grad(grad) if need_bias else None,
+        ops.conv2d_input_grad(grad, weight, ctx.input_size, *ctx.conv) if need_input else None,
+        ops.conv2d_weight_grad(grad, input, ctx.weight_size, *ctx.conv) if need_weight else None,
+        ops.conv2d_bias_grad(grad) if need_bias else None,
         *[None] * _CONV_ARGS,
     )
 
@@ -47,12 +61,12 @@ def _conv2d_input_grad_setup(ctx, inputs, output):
     ctx.save_for_backward(grad if need_weight else None, weight if need_grad else None)
 
 
-def _conv2d_input_grad_backward(ctx, grad_input):
+def _conv2d_input_grad_backward(ops, ctx, grad_input):
     grad, weight = ctx.saved_tensors
     need_grad, need_weight = ctx.needs_input_grad[:2]
     return (
-        _ops.conv2d(grad_input, weight, None, *ctx.conv) if need_grad else None,
-        _ops.conv2d_weight_grad(grad, grad_input, ctx.weight_size, *ctx.conv)
+        ops.conv2d(grad_input, weight, None, *ctx.conv) if need_grad else None,
+        ops.conv2d_weight_grad(grad, grad_input, ctx.weight_size, *ctx.conv)
         if need_weight
         else None,
         *[None] * (1 + _CONV_ARGS),
@@ -66,14 +80,12 @@ def _conv2d_weight_grad_setup(ctx, inputs, output):
     ctx.save_for_backward(grad if need_input else None, input if need_grad else None)
 
 
-def _conv2d_weight_grad_backward(ctx, grad_weight):
+def _conv2d_weight_grad_backward(ops, ctx, grad_weight):
     grad, input = ctx.saved_tensors
     need_grad, need_input = ctx.needs_input_grad[:2]
     return (
-        _ops.conv2d(input, grad_weight, None, *ctx.conv) if need_grad else None,
-        _ops.conv2d_input_grad(grad, grad_weight, ctx.input_size, *ctx.conv)
-        if need_input
-        else None,
+        ops.conv2d(input, grad_weight, None, *ctx.conv) if need_grad else None,
+        ops.conv2d_input_grad(grad, grad_weight, ctx.input_size, *ctx.conv) if need_input else None,
         *[None] * (1 + _CONV_ARGS),
     )
 
@@ -82,7 +94,7 @@ def _conv2d_bias_grad_setup(ctx, inputs, output):
     ctx.size = inputs[0].shape
 
 
-def _conv2d_bias_grad_backward(ctx, grad_bias):
+def _conv2d_bias_grad_backward(ops, ctx, grad_bias):
     return grad_bias.view(1, -1, 1, 1).expand(ctx.size)
 
 
@@ -98,32 +110,32 @@ def _avg_pool2d_setup(ctx, inputs, output):
     ctx.input_size, ctx.pool = inputs[0].shape, inputs[1:]
 
 
-def _avg_pool2d_backward(ctx, grad):
-    return _ops.avg_pool2d_grad(grad, ctx.input_size, *ctx.pool), *[None] * len(ctx.pool)
+def _avg_pool2d_backward(ops, ctx, grad):
+    return ops.avg_pool2d_grad(grad, ctx.input_size, *ctx.pool), *[None] * len(ctx.pool)
 
 
 def _avg_pool2d_grad_setup(ctx, inputs, output):
     ctx.pool = inputs[2:]
 
 
-def _avg_pool2d_grad_backward(ctx, grad_input):
-    return _ops.avg_pool2d(grad_input, *ctx.pool), *[None] * (1 + len(ctx.pool))
+def _avg_pool2d_grad_backward(ops, ctx, grad_input):
+    return ops.avg_pool2d(grad_input, *ctx.pool), *[None] * (1 + len(ctx.pool))
 
 
 def _adaptive_avg_pool2d_setup(ctx, inputs, output):
     ctx.input_size = inputs[0].shape
 
 
-def _adaptive_avg_pool2d_backward(ctx, grad):
-    return _ops.adaptive_avg_pool2d_grad(grad, ctx.input_size), None
+def _adaptive_avg_pool2d_backward(ops, ctx, grad):
+    return ops.adaptive_avg_pool2d_grad(grad, ctx.input_size), None
 
 
 def _adaptive_avg_pool2d_grad_setup(ctx, inputs, output):
     ctx.output_size = inputs[0].shape[2:]
 
 
-def _adaptive_avg_pool2d_grad_backward(ctx, grad_input):
-    return _ops.adaptive_avg_pool2d(grad_input, ctx.output_size), None
+def _adaptive_avg_pool2d_grad_backward(ops, ctx, grad_input):
+    return ops.adaptive_avg_pool2d(grad_input, ctx.output_size), None
 
 
 _register("avg_pool2d", _avg_pool2d_setup, _avg_pool2d_backward)
@@ -145,7 +157,7 @@ def _max_pool2d_setup(ctx, inputs, output):
     ctx.save_for_backward(input if ctx.save == "none" else output[1])
 
 
-def _max_pool2d_backward(ctx, grad, _):
+def _max_pool2d_backward(ops, ctx, grad, _):
     nones = [None] * 6
     if grad is None:
         return None, *nones
@@ -153,8 +165,8 @@ def _max_pool2d_backward(ctx, grad, _):
     if ctx.save == "none":
         save = max_pool2d_save(ctx.pool[0])
         with torch.no_grad():
-            _, indices = _ops.max_pool2d(indices, *ctx.pool, ctx.ceil_mode, save)
-    return _ops.max_pool2d_grad(grad, indices, ctx.input_size, *ctx.pool), *nones
+            _, indices = ops.max_pool2d(indices, *ctx.pool, ctx.ceil_mode, save)
+    return ops.max_pool2d_grad(grad, indices, ctx.input_size, *ctx.pool), *nones
 
 
 def _max_pool2d_grad_setup(ctx, inputs, output):
@@ -162,9 +174,9 @@ def _max_pool2d_grad_setup(ctx, inputs, output):
     ctx.save_for_backward(indices)
 
 
-def _max_pool2d_grad_backward(ctx, grad_input):
+def _max_pool2d_grad_backward(ops, ctx, grad_input):
     (indices,) = ctx.saved_tensors
-    return _ops.max_pool2d_gather(grad_input, indices, *ctx.pool), *[None] * 6
+    return ops.max_pool2d_gather(grad_input, indices, *ctx.pool), *[None] * 6
 
 
 def _max_pool2d_gather_setup(ctx, inputs, output):
@@ -173,9 +185,9 @@ def _max_pool2d_gather_setup(ctx, inputs, output):
     ctx.save_for_backward(indices)
 
 
-def _max_pool2d_gather_backward(ctx, grad):
+def _max_pool2d_gather_backward(ops, ctx, grad):
     (indices,) = ctx.saved_tensors
-    return _ops.max_pool2d_grad(grad, indices, ctx.input_size, *ctx.pool), *[None] * 5
+    return ops.max_pool2d_grad(grad, indices, ctx.input_size, *ctx.pool), *[None] * 5
 
 
 def _adaptive_max_pool2d_setup(ctx, inputs, output):
@@ -185,11 +197,11 @@ def _adaptive_max_pool2d_setup(ctx, inputs, output):
     ctx.save_for_backward(output[1])
 
 
-def _adaptive_max_pool2d_backward(ctx, grad, _):
+def _adaptive_max_pool2d_backward(ops, ctx, grad, _):
     if grad is None:
         return None, None
     (indices,) = ctx.saved_tensors
-    return _ops.adaptive_max_pool2d_grad(grad, indices, ctx.input_size), None
+    return ops.adaptive_max_pool2d_grad(grad, indices, ctx.input_size), None
 
 
 def _indices_setup(ctx, inputs, output):
@@ -198,12 +210,12 @@ def _indices_setup(ctx, inputs, output):
     ctx.save_for_backward(inputs[1])
 
 
-def _gather_backward(ctx, grad):
-    return _ops.max_unpool2d_grad(grad, ctx.saved_tensors[0]), None, None
+def _gather_backward(ops, ctx, grad):
+    return ops.max_unpool2d_grad(grad, ctx.saved_tensors[0]), None, None
 
 
-def _scatter_backward(ctx, grad):
-    return _ops.adaptive_max_pool2d_grad(grad, ctx.saved_tensors[0], ctx.size), None
+def _scatter_backward(ops, ctx, grad):
+    return ops.adaptive_max_pool2d_grad(grad, ctx.saved_tensors[0], ctx.size), None
 
 
 _register("max_pool2d", _max_pool2d_setup, _max_pool2d_backward)
@@ -217,16 +229,16 @@ _register("max_unpool2d_grad", _indices_setup, _scatter_backward)
 # ---- the fused block ---------------------------------------------------------------------------
 
 
-def _unfused(input, weight, bias, conv, act_pool):
+def _unfused(ops, input, weight, bias, conv, act_pool):
     """Compute conv2d_act_pool2d from differentiable pieces: what double backward goes through."""
     activation, pool, kernel_size, stride, padding, ceil_mode, count_include_pad = act_pool
-    x = _ops.conv2d(input, weight, bias, *conv)
+    x = ops.conv2d(input, weight, bias, *conv)
     if activation != "none":
         x = getattr(torch.nn.functional, activation)(x)
     if pool == "max":
-        x, _ = _ops.max_pool2d(x, kernel_size, stride, padding, (1, 1), ceil_mode, "offsets")
+        x, _ = ops.max_pool2d(x, kernel_size, stride, padding, (1, 1), ceil_mode, "offsets")
     elif pool == "avg":
-        x = _ops.avg_pool2d(x, kernel_size, stride, padding, ceil_mode, count_include_pad)
+        x = ops.avg_pool2d(x, kernel_size, stride, padding, ceil_mode, count_include_pad)
     return x
 
 
@@ -238,7 +250,7 @@ def _conv2d_act_pool2d_setup(ctx, inputs, output):
     ctx.save_for_backward(input, weight, bias, *output)
 
 
-def _conv2d_act_pool2d_backward(ctx, grad, *_):
+def _conv2d_act_pool2d_backward(ops, ctx, grad, *_):
     nones = [None] * 14
     if grad is None:
         return None, None, None, *nones
@@ -247,20 +259,20 @@ def _conv2d_act_pool2d_backward(ctx, grad, *_):
     if torch.is_grad_enabled():  # create_graph=True: through the pieces, which know their gradients
         with torch.enable_grad():
             wanted = [t for t, need in zip((input, weight, bias), needs, strict=True) if need]
-            result = _unfused(input, weight, bias, ctx.conv, ctx.act_pool)
+            result = _unfused(ops, input, weight, bias, ctx.conv, ctx.act_pool)
             grads = iter(torch.autograd.grad(result, wanted, grad, create_graph=True))
         return *[next(grads) if need else None for need in needs], *nones
     activation, pool = ctx.act_pool[:2]
     if not ctx.saved_forward and (act_pool2d_saves(activation, pool) or pool == "max"):
-        output, saved, offsets = _ops.conv2d_act_pool2d(
+        output, saved, offsets = ops.conv2d_act_pool2d(
             input, weight, bias, *ctx.conv, *ctx.act_pool, True
         )
     conv_size = conv2d_output_size("conv2d_act_pool2d", input.shape, weight.shape, *ctx.conv[:-1])
-    grad_conv = _ops.act_pool2d_grad(grad, output, saved, offsets, conv_size, *ctx.act_pool)
+    grad_conv = ops.act_pool2d_grad(grad, output, saved, offsets, conv_size, *ctx.act_pool)
     return (
-        _ops.conv2d_input_grad(grad_conv, weight, input.shape, *ctx.conv) if needs[0] else None,
-        _ops.conv2d_weight_grad(grad_conv, input, weight.shape, *ctx.conv) if needs[1] else None,
-        _ops.conv2d_bias_grad(grad_conv) if needs[2] else None,
+        ops.conv2d_input_grad(grad_conv, weight, input.shape, *ctx.conv) if needs[0] else None,
+        ops.conv2d_weight_grad(grad_conv, input, weight.shape, *ctx.conv) if needs[1] else None,
+        ops.conv2d_bias_grad(grad_conv) if needs[2] else None,
         *nones,
     )
 

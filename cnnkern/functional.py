@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cnnkern.arguments import ends, is_unbatched, pair, sides, single
-from cnnkern.ops import _ops
+from cnnkern.ops import DEFAULT, TRITON, TRITON_ALGOS
 from cnnkern.pooling import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -42,9 +42,9 @@ __all__ = [
     "max_unpool2d",
 ]
 
-_conv2d = _ops.conv2d.default
-_conv2d_input_grad = _ops.conv2d_input_grad.default
-_conv2d_act_pool2d = _ops.conv2d_act_pool2d.default
+
+def _ops(algo: str):
+    return TRITON if algo in TRITON_ALGOS else DEFAULT
 
 
 def corr2d(X: Tensor, K: Tensor) -> Tensor:
@@ -63,7 +63,9 @@ def corr2d(X: Tensor, K: Tensor) -> Tensor:
             f"cnnkern::corr2d: X and K must be matrices, got {list(X.shape)} and {list(K.shape)}"
         )
     one, none = (1, 1), (0, 0, 0, 0)
-    return _conv2d(X[None, None], K[None, None], None, one, none, one, 1, "zeros", "auto")[0, 0]
+    return DEFAULT.conv2d(X[None, None], K[None, None], None, one, none, one, 1, "zeros", "auto")[
+        0, 0
+    ]
 
 
 def conv2d(
@@ -89,7 +91,10 @@ def conv2d(
             none, or "same" for an output of the input's size; an odd total puts the extra pixel on
             the right and at the bottom.
         padding_mode: what the padding holds: zeros, reflect, replicate or circular.
-        algo: "auto", or the name of a kernel, which raises where that does not apply.
+        algo: "auto", or the name of a kernel, which raises where that does not apply. "triton"
+            runs the Triton kernels, forward and backward; float32 is then multiplied exactly, and
+            on tensor cores with "triton_tf32" (10 bits of each factor) or "triton_tf32x3" (three
+            such products, nearly all of float32's bits). torch.backends' switches have no say.
 
     Raises:
         RuntimeError: shapes, dtypes or devices that do not match, or values out of range.
@@ -107,7 +112,9 @@ def conv2d(
     if type(groups) is not int:
         groups = single("conv2d", "groups", groups)
     padding = sides("conv2d", padding, weight.shape[2:], stride, dilation)
-    return _conv2d(input, weight, bias, stride, padding, dilation, groups, padding_mode, algo)
+    return _ops(algo).conv2d(
+        input, weight, bias, stride, padding, dilation, groups, padding_mode, algo
+    )
 
 
 def conv1d(
@@ -142,7 +149,7 @@ def conv1d(
     groups = single("conv1d", "groups", groups)
     left, right = ends("conv1d", padding, weight.size(2), stride, dilation)
     x = (input.unsqueeze(0) if unbatched else input).unsqueeze(-2)
-    y = _conv2d(
+    y = _ops(algo).conv2d(
         x, weight.unsqueeze(-2), bias, stride, (left, right, 0, 0), dilation, groups,
         padding_mode, algo,
     ).squeeze(-2)  # fmt: skip
@@ -201,7 +208,7 @@ def conv_transpose2d(
         # The convolution of that output has more rows than the input; those are zeros.
         rows, columns = extra[0] // stride[0], extra[1] // stride[1]
         input = torch.constant_pad_nd(input, (0, columns, 0, rows))
-    out = _conv2d_input_grad(
+    out = _ops(algo).conv2d_input_grad(
         input, weight, (input.size(0), weight.size(1) * groups, *size), stride,
         (pad[1], pad[1], pad[0], pad[0]), dilation, groups, "zeros", algo,
     )  # fmt: skip
@@ -302,7 +309,7 @@ def conv2d_act_pool2d(
     save = torch.is_grad_enabled() and (
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
-    return _conv2d_act_pool2d(
+    return _ops(algo).conv2d_act_pool2d(
         input, weight, bias, stride, padding, dilation, groups, padding_mode, algo, activation,
         pool, window, step, pair(op, "pool_padding", pool_padding), pool_ceil_mode,
         count_include_pad, save,

@@ -1,7 +1,7 @@
 """Layers on `cnnkern.functional`: subclasses of torch.nn's, so init and state_dict are the same.
 
 Only `forward` is new. Padding modes go into the kernel: there is no padded copy of the input.
-Convolutions take one more keyword, `algo`, and keep it as an attribute.
+Every layer takes one more keyword, `algo`, and keeps it as an attribute.
 """
 
 from __future__ import annotations
@@ -196,89 +196,100 @@ class ConvBlock(Conv2d):
         return f"{text}, pool_kernel_size={self.pool_kernel_size}, pool_stride={self.pool_stride}"
 
 
-class MaxPool1d(nn.MaxPool1d):
+class MaxPool1d(_Algo, nn.MaxPool1d):
     """Take the maximum of each window of a sequence: `torch.nn.MaxPool1d`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.max_pool1d(
             input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode,
-            self.return_indices,
+            self.return_indices, algo=self.algo,
         )  # fmt: skip
 
 
-class MaxPool2d(nn.MaxPool2d):
+class MaxPool2d(_Algo, nn.MaxPool2d):
     """Take the maximum of each window: `torch.nn.MaxPool2d`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.max_pool2d(
             input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode,
-            self.return_indices,
+            self.return_indices, algo=self.algo,
         )  # fmt: skip
 
 
-class AvgPool1d(nn.AvgPool1d):
+class AvgPool1d(_Algo, nn.AvgPool1d):
     """Average each window of a sequence: `torch.nn.AvgPool1d`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.avg_pool1d(
             input, self.kernel_size, self.stride, self.padding, self.ceil_mode,
-            self.count_include_pad,
+            self.count_include_pad, algo=self.algo,
         )  # fmt: skip
 
 
-class AvgPool2d(nn.AvgPool2d):
+class AvgPool2d(_Algo, nn.AvgPool2d):
     """Average each window: `torch.nn.AvgPool2d`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.avg_pool2d(
             input, self.kernel_size, self.stride, self.padding, self.ceil_mode,
-            self.count_include_pad, self.divisor_override,
+            self.count_include_pad, self.divisor_override, algo=self.algo,
         )  # fmt: skip
 
 
-class AdaptiveAvgPool1d(nn.AdaptiveAvgPool1d):
+class AdaptiveAvgPool1d(_Algo, nn.AdaptiveAvgPool1d):
     """Average a sequence down to a fixed size: `torch.nn.AdaptiveAvgPool1d`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.adaptive_avg_pool1d(input, self.output_size)
+        return F.adaptive_avg_pool1d(input, self.output_size, algo=self.algo)
 
 
-class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
+class AdaptiveAvgPool2d(_Algo, nn.AdaptiveAvgPool2d):
     """Average an image down to a fixed size: `torch.nn.AdaptiveAvgPool2d`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(input, self.output_size)
+        return F.adaptive_avg_pool2d(input, self.output_size, algo=self.algo)
 
 
-class AdaptiveMaxPool1d(nn.AdaptiveMaxPool1d):
+class AdaptiveMaxPool1d(_Algo, nn.AdaptiveMaxPool1d):
     """Take maxima of a sequence down to a fixed size: `torch.nn.AdaptiveMaxPool1d`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.adaptive_max_pool1d(input, self.output_size, self.return_indices)
+        return F.adaptive_max_pool1d(input, self.output_size, self.return_indices, algo=self.algo)
 
 
-class AdaptiveMaxPool2d(nn.AdaptiveMaxPool2d):
+class AdaptiveMaxPool2d(_Algo, nn.AdaptiveMaxPool2d):
     """Take maxima of an image down to a fixed size: `torch.nn.AdaptiveMaxPool2d`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.adaptive_max_pool2d(input, self.output_size, self.return_indices)
+        return F.adaptive_max_pool2d(input, self.output_size, self.return_indices, algo=self.algo)
 
 
-class MaxUnpool2d(nn.MaxUnpool2d):
+class MaxUnpool2d(_Algo, nn.MaxUnpool2d):
     """Undo a max pool but for what it dropped: `torch.nn.MaxUnpool2d`."""
 
     def forward(
         self, input: Tensor, indices: Tensor, output_size: list[int] | None = None
     ) -> Tensor:
         return F.max_unpool2d(
-            input, indices, self.kernel_size, self.stride, self.padding, output_size
+            input,
+            indices,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            output_size,
+            algo=self.algo,
         )
 
 
-class LPPool2d(nn.LPPool2d):
+class LPPool2d(_Algo, nn.LPPool2d):
     """Take the p-norm of each window: `torch.nn.LPPool2d`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.lp_pool2d(
-            input, float(self.norm_type), self.kernel_size, self.stride, self.ceil_mode
+            input,
+            float(self.norm_type),
+            self.kernel_size,
+            self.stride,
+            self.ceil_mode,
+            algo=self.algo,
         )

@@ -4,10 +4,15 @@ The C++ kernels meet this file by name only. An op's arguments are normalised in
 (left, right, top, bottom), everything else (height, width). Gradients are ops themselves, and
 differentiable, so double backward is composition.
 
+Each op has two overloads with one schema, one fake and one autograd: the plain one runs C++ on CPU
+and CUDA tensors, ``.triton`` runs `cnnkern.triton_kernels`. Gradients stay within the overload.
+
 It is long because it is the whole contract.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import Tensor
@@ -53,12 +58,42 @@ SCHEMAS = (
     f"SymInt[4] input_size, {_ACT_POOL}) -> Tensor",
 )
 
+OP_NAMES = tuple(schema.split("(")[0] for schema in SCHEMAS)
+OVERLOADS = ("default", "triton")
+TRITON_ALGOS = ("triton", "triton_tf32", "triton_tf32x3")  # the values of algo that mean .triton
+
+
+def qualified(name: str, overload: str) -> str:
+    """Spell an overload as the dispatcher does: conv2d, conv2d.triton."""
+    return name if overload == "default" else f"{name}.{overload}"
+
+
 _library = torch.library.Library("cnnkern", "DEF")
-for _schema in SCHEMAS:
-    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+for _name, _schema in zip(OP_NAMES, SCHEMAS, strict=True):
+    for _overload in OVERLOADS:
+        _library.define(
+            _schema.replace(_name, qualified(_name, _overload), 1),
+            tags=(torch.Tag.pt2_compliant_tag,),
+        )
 _ops = torch.ops.cnnkern
 
-OP_NAMES = tuple(schema.split("(")[0] for schema in SCHEMAS)
+
+class Overloads:
+    """Every op of the contract as one of its overloads, by name."""
+
+    def __init__(self, overload: str) -> None:
+        for name in OP_NAMES:
+            setattr(self, name, getattr(getattr(_ops, name), overload))
+
+
+DEFAULT, TRITON = (Overloads(overload) for overload in OVERLOADS)
+
+# The ops that have a CUDA C++ kernel; the others run Triton on CUDA tensors, whatever the overload.
+CUDA_OPS = frozenset(
+    name
+    for name in OP_NAMES
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"cnnkern::{name}", "CUDA")
+)
 
 # ---- tensors that are no plain strided float tensors -------------------------------------------
 
@@ -72,7 +107,7 @@ def _refuse(name: str, kind: str):
     return kernel
 
 
-for _name in OP_NAMES:
+for _name, _overload in itertools.product(OP_NAMES, OVERLOADS):
     for _key, _kind in (
         ("SparseCPU", "sparse"),
         ("SparseCUDA", "sparse"),
@@ -82,7 +117,7 @@ for _name in OP_NAMES:
         ("QuantizedCUDA", "quantized"),
         ("MkldnnCPU", "mkldnn"),
     ):
-        _library.impl(_name, _refuse(_name, _kind), _key)
+        _library.impl(qualified(_name, _overload), _refuse(_name, _kind), _key)
 
 # ---- autocast: convolutions run in the autocast dtype, pools in whatever they are given --------
 
@@ -106,9 +141,12 @@ def _autocast(op, device: str):
     return kernel
 
 
-for _name in ("conv2d", "conv2d_input_grad", "conv2d_act_pool2d"):
+for _name, _overload in itertools.product(
+    ("conv2d", "conv2d_input_grad", "conv2d_act_pool2d"), OVERLOADS
+):
     for _key, _device in (("AutocastCPU", "cpu"), ("AutocastCUDA", "cuda")):
-        _library.impl(_name, _autocast(getattr(_ops, _name), _device), _key)
+        _op = getattr(getattr(_ops, _name), _overload)
+        _library.impl(qualified(_name, _overload), _autocast(_op, _device), _key)
 
 # ---- fakes -------------------------------------------------------------------------------------
 
@@ -217,7 +255,11 @@ def _check_adaptive(op, input_size, output_size):
 
 
 def _fake(name):
-    return torch.library.register_fake(f"cnnkern::{name}", lib=_library)
+    def register(fake):
+        for overload in OVERLOADS:
+            torch.library.register_fake(f"cnnkern::{qualified(name, overload)}", fake, lib=_library)
+
+    return register
 
 
 @_fake("conv2d")

@@ -1,6 +1,7 @@
 """Pools of `cnnkern.functional`: max, average, adaptive, unpooling and power average.
 
-The 1-D pools are the 2-D ones on images one pixel high, which costs two views.
+The 1-D pools are the 2-D ones on images one pixel high, which costs two views. Everywhere `algo` is
+"auto" or "triton", which runs the Triton kernels, forward and backward.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import torch
 from torch import Tensor
 
 from cnnkern.arguments import is_unbatched, output_extents, pair, single, window_stride
-from cnnkern.ops import _ops, max_pool2d_save
+from cnnkern.ops import DEFAULT, TRITON, max_pool2d_save
 
-_max_pool2d = _ops.max_pool2d.default
-_avg_pool2d = _ops.avg_pool2d.default
-_adaptive_avg_pool2d = _ops.adaptive_avg_pool2d.default
-_adaptive_max_pool2d = _ops.adaptive_max_pool2d.default
-_max_unpool2d = _ops.max_unpool2d.default
+
+def _ops(op: str, algo: str):
+    if algo == "auto":
+        return DEFAULT
+    if algo == "triton":
+        return TRITON
+    raise RuntimeError(f"cnnkern::{op}: algo must be 'auto' or 'triton', got {algo!r}")
 
 
 def max_pool2d(
@@ -28,6 +31,8 @@ def max_pool2d(
     dilation: int | tuple[int, int] = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
+    *,
+    algo: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Take the maximum of each window.
 
@@ -56,7 +61,9 @@ def max_pool2d(
         save = max_pool2d_save(kernel_size)
     else:
         save = "none"
-    out, saved = _max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode, save)
+    out, saved = _ops("max_pool2d", algo).max_pool2d(
+        x, kernel_size, stride, padding, dilation, ceil_mode, save
+    )
     if unbatched:
         out = out.squeeze(0)
     if not return_indices:
@@ -72,6 +79,8 @@ def avg_pool2d(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
+    *,
+    algo: str = "auto",
 ) -> Tensor:
     """Average each window.
 
@@ -91,13 +100,15 @@ def avg_pool2d(
     if divisor_override is not None:
         divisor_override = single("avg_pool2d", "divisor_override", divisor_override)
     x = input.unsqueeze(0) if unbatched else input
-    out = _avg_pool2d(
+    out = _ops("avg_pool2d", algo).avg_pool2d(
         x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
     )
     return out.squeeze(0) if unbatched else out
 
 
-def adaptive_avg_pool2d(input: Tensor, output_size: int | None | tuple) -> Tensor:
+def adaptive_avg_pool2d(
+    input: Tensor, output_size: int | None | tuple, *, algo: str = "auto"
+) -> Tensor:
     """Average each of the windows that divide the image evenly into output_size.
 
     Shapes: input ``[N, C, H, W]`` or ``[C, H, W]`` -> ``[N, C, P, Q]``; output_size is (P, Q), or
@@ -111,14 +122,18 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | None | tuple) -> Tenso
     Source: ``torch.nn.functional.adaptive_avg_pool2d``; differs: no output size 0.
     """
     if is_unbatched("adaptive_avg_pool2d", input, "NCHW"):
-        return adaptive_avg_pool2d(input.unsqueeze(0), output_size).squeeze(0)
-    return _adaptive_avg_pool2d(
+        return adaptive_avg_pool2d(input.unsqueeze(0), output_size, algo=algo).squeeze(0)
+    return _ops("adaptive_avg_pool2d", algo).adaptive_avg_pool2d(
         input, output_extents("adaptive_avg_pool2d", output_size, input.shape[2:])
     )
 
 
 def adaptive_max_pool2d(
-    input: Tensor, output_size: int | None | tuple, return_indices: bool = False
+    input: Tensor,
+    output_size: int | None | tuple,
+    return_indices: bool = False,
+    *,
+    algo: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Take the maximum of each of the windows that divide the image evenly into output_size.
 
@@ -129,7 +144,7 @@ def adaptive_max_pool2d(
     """
     unbatched = is_unbatched("adaptive_max_pool2d", input, "NCHW")
     x = input.unsqueeze(0) if unbatched else input
-    results = _adaptive_max_pool2d(
+    results = _ops("adaptive_max_pool2d", algo).adaptive_max_pool2d(
         x, output_extents("adaptive_max_pool2d", output_size, x.shape[2:])
     )
     out, indices = (t.squeeze(0) for t in results) if unbatched else results
@@ -143,6 +158,8 @@ def max_unpool2d(
     stride: int | tuple[int, int] | None = None,
     padding: int | tuple[int, int] = 0,
     output_size: tuple[int, ...] | None = None,
+    *,
+    algo: str = "auto",
 ) -> Tensor:
     """Put each element where `max_pool2d` took it from, and zeros elsewhere.
 
@@ -159,7 +176,13 @@ def max_unpool2d(
     op = "max_unpool2d"
     if is_unbatched(op, input, "NCHW"):
         return max_unpool2d(
-            input.unsqueeze(0), indices.unsqueeze(0), kernel_size, stride, padding, output_size
+            input.unsqueeze(0),
+            indices.unsqueeze(0),
+            kernel_size,
+            stride,
+            padding,
+            output_size,
+            algo=algo,
         ).squeeze(0)
     kernel_size = pair(op, "kernel_size", kernel_size)
     stride = window_stride(op, stride, kernel_size)
@@ -168,7 +191,7 @@ def max_unpool2d(
         (input.size(2 + i) - 1) * stride[i] + kernel_size[i] - 2 * padding[i] for i in range(2)
     )
     if output_size is None:
-        return _max_unpool2d(input, indices, usual)
+        return _ops(op, algo).max_unpool2d(input, indices, usual)
     size = tuple(output_size)
     size = size[-2:] if len(size) in (3, 4) else size
     if len(size) != 2 or any(
@@ -178,7 +201,7 @@ def max_unpool2d(
             f"cnnkern::{op}: output_size must be less than stride {stride} away from {usual}, "
             f"got {tuple(output_size)}"
         )
-    return _max_unpool2d(input, indices, size)
+    return _ops(op, algo).max_unpool2d(input, indices, size)
 
 
 def lp_pool2d(
@@ -187,6 +210,8 @@ def lp_pool2d(
     kernel_size: int | tuple[int, int],
     stride: int | tuple[int, int] | None = None,
     ceil_mode: bool = False,
+    *,
+    algo: str = "auto",
 ) -> Tensor:
     """Take the p-norm of each window, p being norm_type.
 
@@ -204,11 +229,11 @@ def lp_pool2d(
     if norm_type == 0 or math.isnan(norm_type):
         raise ValueError(f"cnnkern::lp_pool2d: norm_type must not be 0 or NaN, got {norm_type!r}")
     if norm_type == math.inf:
-        return max_pool2d(input.abs(), kernel_size, stride, 0, 1, ceil_mode)
+        return max_pool2d(input.abs(), kernel_size, stride, 0, 1, ceil_mode, algo=algo)
     if norm_type == -math.inf:
-        return -max_pool2d(-input.abs(), kernel_size, stride, 0, 1, ceil_mode)
+        return -max_pool2d(-input.abs(), kernel_size, stride, 0, 1, ceil_mode, algo=algo)
     rows, columns = pair("lp_pool2d", "kernel_size", kernel_size)
-    out = avg_pool2d(input.pow(norm_type), kernel_size, stride, 0, ceil_mode)
+    out = avg_pool2d(input.pow(norm_type), kernel_size, stride, 0, ceil_mode, algo=algo)
     return (out.sign() * out.abs().relu()).mul(rows * columns).pow(1.0 / norm_type)
 
 
@@ -223,6 +248,8 @@ def max_pool1d(
     dilation: int | tuple[int] = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
+    *,
+    algo: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Take the maximum of each window of a sequence.
 
@@ -235,7 +262,7 @@ def max_pool1d(
     x = (input.unsqueeze(0) if unbatched else input).unsqueeze(-2)
     window = _window1d("max_pool1d", kernel_size, stride, padding)
     step = (1, single("max_pool1d", "dilation", dilation))
-    results = max_pool2d(x, *window, step, ceil_mode, return_indices)
+    results = max_pool2d(x, *window, step, ceil_mode, return_indices, algo=algo)
     if not return_indices:
         return _sequence(results, unbatched)
     return _sequence(results[0], unbatched), _sequence(results[1], unbatched)
@@ -248,6 +275,8 @@ def avg_pool1d(
     padding: int | tuple[int] = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
+    *,
+    algo: str = "auto",
 ) -> Tensor:
     """Average each window of a sequence.
 
@@ -258,10 +287,12 @@ def avg_pool1d(
     unbatched = is_unbatched("avg_pool1d", input, "NCW")
     x = (input.unsqueeze(0) if unbatched else input).unsqueeze(-2)
     window = _window1d("avg_pool1d", kernel_size, stride, padding)
-    return _sequence(avg_pool2d(x, *window, ceil_mode, count_include_pad), unbatched)
+    return _sequence(avg_pool2d(x, *window, ceil_mode, count_include_pad, algo=algo), unbatched)
 
 
-def adaptive_avg_pool1d(input: Tensor, output_size: int | None | tuple) -> Tensor:
+def adaptive_avg_pool1d(
+    input: Tensor, output_size: int | None | tuple, *, algo: str = "auto"
+) -> Tensor:
     """Average each of the windows that divide a sequence evenly into output_size.
 
     Shapes: input ``[N, C, W]`` or ``[C, W]`` -> ``[N, C, Q]``; otherwise as `adaptive_avg_pool2d`.
@@ -271,11 +302,17 @@ def adaptive_avg_pool1d(input: Tensor, output_size: int | None | tuple) -> Tenso
     unbatched = is_unbatched("adaptive_avg_pool1d", input, "NCW")
     x = (input.unsqueeze(0) if unbatched else input).unsqueeze(-2)
     size = output_extents("adaptive_avg_pool1d", output_size, x.shape[3:])
-    return _sequence(_adaptive_avg_pool2d(x, (1, *size)), unbatched)
+    return _sequence(
+        _ops("adaptive_avg_pool1d", algo).adaptive_avg_pool2d(x, (1, *size)), unbatched
+    )
 
 
 def adaptive_max_pool1d(
-    input: Tensor, output_size: int | None | tuple, return_indices: bool = False
+    input: Tensor,
+    output_size: int | None | tuple,
+    return_indices: bool = False,
+    *,
+    algo: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Take the maximum of each of the windows that divide a sequence evenly into output_size.
 
@@ -286,7 +323,7 @@ def adaptive_max_pool1d(
     unbatched = is_unbatched("adaptive_max_pool1d", input, "NCW")
     x = (input.unsqueeze(0) if unbatched else input).unsqueeze(-2)
     size = output_extents("adaptive_max_pool1d", output_size, x.shape[3:])
-    out, indices = _adaptive_max_pool2d(x, (1, *size))
+    out, indices = _ops("adaptive_max_pool1d", algo).adaptive_max_pool2d(x, (1, *size))
     if not return_indices:
         return _sequence(out, unbatched)
     return _sequence(out, unbatched), _sequence(indices, unbatched)

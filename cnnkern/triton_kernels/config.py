@@ -1,0 +1,71 @@
+"""Block sizes, warps and stages by architecture, dtype and shape class: a table, not a search.
+
+Chosen by what fits, not by timing: accumulators of at most 64 registers a thread for products on
+tensor cores and 32 for plain FMAs, operand stages within 99 KiB of shared memory (the least of
+sm_80 and later), tiles no wider than the problem.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile of the GEMM: channels (of the result) x pixels, and a step of the reduction."""
+
+    channels: int
+    pixels: int
+    step: int
+    warps: int
+    stages: int
+
+
+@functools.cache
+def arch(device: int | None) -> int:
+    """Return the compute capability as 80, 90, ..., and 80 for Triton's interpreter."""
+    if device is None:
+        return 80
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+# dtype class -> widest channels of the class -> tile.
+_TILES = {
+    "wide": {  # float64, and float32 multiplied exactly: FMAs, no tensor cores
+        16: Tile(16, 64, 16, 4, 2),
+        32: Tile(32, 64, 16, 4, 2),
+        None: Tile(64, 64, 16, 4, 2),
+    },
+    "tf32": {
+        16: Tile(16, 128, 16, 4, 3),
+        32: Tile(32, 128, 16, 4, 3),
+        64: Tile(64, 128, 32, 4, 3),
+        None: Tile(128, 128, 32, 8, 3),
+    },
+    "narrow": {  # float16 and bfloat16
+        16: Tile(16, 128, 16, 4, 3),
+        32: Tile(32, 128, 32, 4, 3),
+        64: Tile(64, 128, 32, 4, 4),
+        None: Tile(128, 128, 32, 8, 4),
+    },
+}
+
+
+def conv2d_tile(dtype: torch.dtype, precision: str, channels: int, pixels: int, sm: int) -> Tile:
+    """Choose the tile for results of so many channels and pixels on architecture `sm`."""
+    kind = "narrow" if dtype.itemsize == 2 else "wide"
+    if dtype == torch.float32 and precision != "ieee":
+        kind = "tf32"
+    table = _TILES[kind]
+    width = next((w for w in table if w is not None and channels <= w), None)
+    tile = table[width]
+    if kind == "narrow" and width is None:
+        if (channels + 127) // 128 * ((pixels + 127) // 128) < 64:
+            return table[64]  # too few tiles for the SMs
+        if sm >= 90:
+            return Tile(128, 128, 64, 8, 4)  # wgmma: 128x128 of two warpgroups, 32 KiB a stage
+    return tile

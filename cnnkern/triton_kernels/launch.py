@@ -1,0 +1,75 @@
+"""What every Triton kernel here shares: how it is compiled, launched and told apart by dtype.
+
+Integers are not specialised on their value: a kernel is compiled once per dtype and set of
+constexprs, not once more for each stride that is 1 or a multiple of 16. What a kernel may rely on
+is said by a constexpr; `VEC` alone makes addresses vectorisable, by counting in units of it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cnnkern.ops import TRITON_ALGOS
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+MAX_GRID = 2**31 - 1
+PRECISIONS = dict(zip(("auto", *TRITON_ALGOS), ("ieee", "ieee", "tf32", "tf32x3"), strict=True))
+# What is summed in a wider type than the tensors'.
+ACCUMULATORS = {torch.float64: tl.float64}
+
+
+def jit(function):
+    """Compile with `triton.jit`, specialised on constexprs and the alignment of pointers only."""
+    numbers = [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if not name.endswith("_ptr") and "constexpr" not in str(parameter.annotation)
+    ]
+    return triton.jit(function, do_not_specialize=numbers)
+
+
+def launch(kernel, programs: int, like: Tensor, *args, **meta) -> None:
+    """Run `programs` programs of a kernel on the device of `like`; none is no launch."""
+    if programs == 0:
+        return
+    if programs > MAX_GRID:
+        raise RuntimeError(
+            f"cnnkern: {kernel.__name__} would need {programs} programs, above CUDA's 2^31 - 1"
+        )
+    if INTERPRETED or like.device.index == torch.cuda.current_device():
+        kernel[(programs,)](*args, **meta)
+        return
+    with torch.cuda.device(like.device):
+        kernel[(programs,)](*args, **meta)
+
+
+def accumulator(dtype: torch.dtype):
+    """Return the Triton dtype in which values of `dtype` are summed."""
+    return ACCUMULATORS.get(dtype, tl.float32)
+
+
+def precision(op: str, algo: str) -> str:
+    """Return what tl.dot calls the precision that an algo stands for."""
+    if algo not in PRECISIONS:
+        names = ", ".join(repr(name) for name in PRECISIONS)
+        raise RuntimeError(
+            f"cnnkern::{op}: algo must be one of {names} of the Triton kernels, got {algo!r}"
+        )
+    return PRECISIONS[algo]
+
+
+def span(t: Tensor) -> int:
+    """Count the elements between the first and the last one in memory."""
+    return sum((size - 1) * abs(stride) for size, stride in zip(t.shape, t.stride(), strict=True))
+
+
+def needs_int64(*tensors: Tensor) -> bool:
+    """Tell whether an offset inside one of the tensors, or a count, does not fit 32 bits."""
+    # Tiles reach beyond the tensor before they are masked.
+    return any(t.numel() and max(span(t), t.numel()) >= 2**31 - 2**24 for t in tensors)
