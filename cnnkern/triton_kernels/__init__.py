@@ -15,6 +15,19 @@ from cnnkern.ops import CUDA_OPS, _library, _ops
 
 FAMILIES = {
     "conv2d": ("conv2d",),
+    "pool2d": ("max_pool2d", "avg_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d"),
+    "pool2d_grad": (
+        "max_pool2d_grad",
+        "avg_pool2d_grad",
+        "adaptive_avg_pool2d_grad",
+        "act_pool2d_grad",
+    ),
+    "max_unpool2d": (
+        "max_unpool2d",
+        "max_unpool2d_grad",
+        "max_pool2d_gather",
+        "adaptive_max_pool2d_grad",
+    ),
 }
 MODULES = {name: module for module, names in FAMILIES.items() for name in names}
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
