@@ -15,6 +15,7 @@ from cnnkern.ops import CUDA_OPS, _library, _ops
 
 FAMILIES = {
     "conv2d": ("conv2d",),
+    "conv2d_act_pool2d": ("conv2d_act_pool2d",),
     "pool2d": ("max_pool2d", "avg_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d"),
     "pool2d_grad": (
         "max_pool2d_grad",

@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cnnkern.ops import _check_bias, _check_floats, _new, conv2d_output_size, is_nhwc
+from cnnkern.triton_kernels.activation import activate
 from cnnkern.triton_kernels.config import arch, conv2d_tile
 from cnnkern.triton_kernels.launch import accumulator, jit, launch, needs_int64, precision
 
@@ -46,22 +47,6 @@ def phase_taps(a, pad, stride, dilation, gcd, inverse, step, taps):
     first = ((t // gcd) * inverse) % step
     count = tl.where(t % gcd == 0, (tl.maximum(taps - first, 0) + step - 1) // step, 0)
     return first, count, (t - first * dilation) // stride
-
-
-@triton.jit
-def activate(x, ACT: tl.constexpr):
-    if ACT == "relu":
-        x = tl.where(x < 0, 0.0, x)  # NaN stays
-    elif ACT == "sigmoid":
-        x = 1 / (1 + tl.exp(-x))
-    elif ACT == "tanh":
-        e = tl.exp(-2 * tl.abs(x))
-        x = tl.where(x < 0, -1.0, 1.0) * (1 - e) / (1 + e)
-    elif ACT == "gelu":
-        x = 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
-    elif ACT == "silu":
-        x = x / (1 + tl.exp(-x))
-    return x
 
 
 @jit
@@ -188,7 +173,11 @@ def conv2d_gather_kernel(
 
     y = bundle_y + y_local
     bias = tl.load(bias_ptr + y.to(INDEX) * bias_stride, mask=in_y & (has_bias != 0), other=0.0)
-    acc = activate(acc + bias.to(ACC)[:, None], ACT)
+    acc += bias.to(ACC)[:, None]
+    if ACT == "gelu" or ACT == "silu":
+        # As if the input of these, which backward asks for, had been saved on the way.
+        acc = acc.to(y_ptr.dtype.element_ty).to(ACC)
+    acc = activate(acc, ACT)
     offset = image.to(INDEX) * y_n + col.to(INDEX) * y_w
     if MAJOR != "pixels":
         row, col = row * stride_h + phase_h, col * stride_w + phase_w
