@@ -24,8 +24,10 @@ PIP := bin/pip install --quiet --disable-pip-version-check
 train: build
 	$(BIN)/python -m cnnkern train $(ARGS)
 
+# The second command runs what needs a GPU, on the CPU where there is none.
 test: build
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+	$(BIN)/python tests/run_gpu.py $(ARGS)
 
 build: $(BUILT)
 

@@ -18,7 +18,8 @@ import torch
 from setuptools import Extension, setup
 
 ROOT = Path(__file__).parent
-RELEASE_ARCHS = "7.5 8.0 8.6 8.9 9.0 10.0 12.0+PTX"
+# PTX of the newest for GPUs to come, and of 8.0 for tests/ptxcpu, which runs kernels on the CPU.
+RELEASE_ARCHS = "7.5 8.0+PTX 8.6 8.9 9.0 10.0 12.0+PTX"
 SANITIZE = os.environ.get("CNNKERN_SANITIZE", "0") != "0"
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch >= 2.10
 WARNINGS = ["-Wall", "-Wno-psabi", "-Wno-ignored-attributes", "-Wno-unknown-pragmas"]
@@ -101,14 +102,21 @@ def cuda_toolkit() -> Toolkit | None:
 
 
 def cuda_archs(toolkit: Toolkit) -> str:
-    """Return the architectures to compile for, as TORCH_CUDA_ARCH_LIST, separated by spaces."""
+    """Return the architectures to compile for, as TORCH_CUDA_ARCH_LIST, separated by spaces.
+
+    A build in place or an editable one is for this machine: its GPUs, and 8.0+PTX for the tests.
+    """
     named = os.environ.get("TORCH_CUDA_ARCH_LIST")
     if named:
         return " ".join(named.replace(";", " ").split())
+    if {"--inplace", "-i", "develop", "editable_wheel"} & set(sys.argv):
+        here = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+        return " ".join(["8.0+PTX", *(f"{a}.{b}" for a, b in sorted(here - {(8, 0)}))])
     nvcc = toolkit.home / "bin" / "nvcc"
     known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
-    archs = RELEASE_ARCHS.replace("+PTX", "").split()
-    return " ".join(a for a in archs if f"compute_{a.replace('.', '')}" in known) + "+PTX"
+    archs = {a.removesuffix("+PTX"): a for a in RELEASE_ARCHS.split()}
+    built = [archs[a] for a in archs if f"compute_{a.replace('.', '')}" in known]
+    return " ".join(built).removesuffix("+PTX") + "+PTX"
 
 
 def sources(*patterns: str) -> list[str]:

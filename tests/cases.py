@@ -9,6 +9,7 @@ It is long because it is one table, to be read as one.
 from __future__ import annotations
 
 import functools
+import math
 import zlib
 from dataclasses import dataclass, field
 
@@ -150,6 +151,11 @@ class Conv:
         P = (H + top + bottom - self.dilation[0] * (R - 1) - 1) // self.stride[0] + 1
         Q = (W + left + right - self.dilation[1] * (S - 1) - 1) // self.stride[1] + 1
         return [N, K, P, Q]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one pass."""
+        return math.prod(self.output_size()) * math.prod(self.weight[1:])
 
     def reductions(self) -> dict[str, int]:
         """How many products or values each result sums."""

@@ -2,45 +2,42 @@
 
 `torch.use_deterministic_algorithms(True)` fills every fresh tensor with NaN, inside the ops too, so
 an element that a kernel forgets to write is seen. It is on for all tests.
+
+Tests that take a GPU target carry the marker `gpu`. tests/run_gpu.py runs them, on a GPU or, where
+there is none, on the CPU under tests/ptxcpu; see gpu.py for what is left out there.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
 
 import pytest
 import torch
 from cases import CONVS, POOLS
+from gpu import CPU_TARGETS, GPU_TARGETS, LEFT_OUT, RIG_ORDER, Target, left_to_a_real_gpu
 
 import cnnkern  # noqa: F401  (registers the ops)
 from cnnkern import _C
+from cnnkern.ops import OP_NAMES
 
-
-@dataclass(frozen=True)
-class Target:
-    """A device and, on the CPU, the instruction set that its kernels are forced to."""
-
-    device: str
-    isa: str | None = None
-
-    def __str__(self):
-        return self.isa or self.device
-
-
-def _has_cuda_kernels() -> bool:
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return torch.cuda.is_available() and has("cnnkern::conv2d", "CUDA")
-
-
-TARGETS = [Target("cpu", isa) for isa in _C.cpu_isas()]
-if _has_cuda_kernels():
-    TARGETS.append(Target("cuda"))
+GPU_COMMAND = "python tests/run_gpu.py"
+LEFT_TO_A_GPU = pytest.StashKey[Counter]()
 
 
 def pytest_configure(config):
-    config.addinivalue_line(
-        "markers", "sanitize: a quick run of every kernel, for the address sanitizer"
-    )
+    for line in (
+        "sanitize: a quick run of every kernel, for the address sanitizer",
+        f"gpu: runs kernels on CUDA tensors; {GPU_COMMAND} runs these without a GPU, too",
+    ):
+        config.addinivalue_line("markers", line)
+
+
+def pytest_report_header():
+    if RIG_ORDER:
+        return "GPU: none; kernels are executed on the CPU by tests/ptxcpu"
+    if torch.cuda.is_available():
+        return f"GPU: {torch.cuda.get_device_name()}"
+    return f"GPU: none, so the tests marked gpu are left out; {GPU_COMMAND} runs them on the CPU"
 
 
 def pytest_make_parametrize_id(val):
@@ -51,6 +48,48 @@ def pytest_make_parametrize_id(val):
     return None
 
 
+def pytest_generate_tests(metafunc):
+    """Give a test the targets that have a kernel for each of its file's OPS."""
+    for fixture, targets in (("target", (*CPU_TARGETS, *GPU_TARGETS)), ("gpu", GPU_TARGETS)):
+        if fixture in metafunc.fixturenames:
+            ops = getattr(metafunc.module, "OPS", OP_NAMES)
+            params = [
+                pytest.param(t, id=str(t), marks=pytest.mark.gpu if t.is_gpu else ())
+                for t in targets
+                if t.has(*ops)
+            ]
+            metafunc.parametrize(fixture, params, indirect=True)
+
+
+@pytest.hookimpl(trylast=True)  # after -k and -m
+def pytest_collection_modifyitems(config, items):
+    """Deselect what needs a GPU where there is none, and what is too much for an emulated one."""
+    reasons = {item: why_left_out(item) for item in items}
+    config.hook.pytest_deselected(items=[item for item in items if reasons[item]])
+    items[:] = [item for item in items if not reasons[item]]
+    config.stash[LEFT_TO_A_GPU] = Counter(filter(None, reasons.values()))
+    if RIG_ORDER == "2":
+        # Two schedules run at once: from opposite ends, each finds half of the kernels translated.
+        items.reverse()
+
+
+def why_left_out(item) -> str | None:
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    if not isinstance(params.get("gpu", CPU_TARGETS[0]), Target):
+        return "no backend for GPUs"
+    if not item.get_closest_marker("gpu"):
+        return None
+    if RIG_ORDER:
+        return left_to_a_real_gpu(item.originalname, params)
+    return None if torch.cuda.is_available() else "no GPU"
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if RIG_ORDER:
+        for reason, count in config.stash[LEFT_TO_A_GPU].items():
+            terminalreporter.line(f"{LEFT_OUT}{count} tests: {reason}")
+
+
 @pytest.fixture(autouse=True)
 def _poison_fresh_memory():
     assert torch.utils.deterministic.fill_uninitialized_memory
@@ -59,14 +98,20 @@ def _poison_fresh_memory():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(params=TARGETS, ids=str)
+@pytest.fixture
 def target(request):
-    """Run the test once on every device and instruction set."""
+    """Run the test once on every device, instruction set and backend."""
     before = _C.cpu_isa()
     if request.param.isa:
         _C.set_cpu_isa(request.param.isa)
     yield request.param
     _C.set_cpu_isa(before)
+
+
+@pytest.fixture
+def gpu(request):
+    """Run the test once on every backend that has kernels for GPUs."""
+    return request.param
 
 
 @pytest.fixture(params=_C.cpu_isas())

@@ -95,3 +95,12 @@ def call_ids(calls) -> list[str]:
         seen[name] = seen.get(name, -1) + 1
         ids.append(f"{name}-{seen[name]}")
     return ids
+
+
+def on_device(arguments: list, device: str) -> list:
+    """Move the tensors and keep their strides, which `to` makes dense."""
+
+    def move(t):
+        return torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device=device).copy_(t)
+
+    return [move(a) if isinstance(a, torch.Tensor) else a for a in arguments]

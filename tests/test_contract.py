@@ -8,12 +8,13 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import LAYOUTS, layout, values
-from samples import call_ids, raw_calls
+from samples import call_ids, on_device, raw_calls
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cnnkern import functional, nn
 from cnnkern.ops import OP_NAMES
 
+OPS = ()  # whatever a backend has
 CALLS = raw_calls()
 BY_OP = dict(reversed(CALLS))  # the first call of each op
 # Its backward is not differentiable by itself: double backward takes the unfused ops.
@@ -48,6 +49,15 @@ def test_opcheck(name, arguments):
 
 
 @pytest.mark.parametrize("name", OP_NAMES)
+def test_opcheck_on_a_gpu(name, gpu):
+    tests = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    for op, arguments in CALLS:
+        if op == name and gpu.has(name):
+            arguments = with_leaves(name, on_device(arguments, gpu.device))
+            torch.library.opcheck(gpu.op(name), arguments, test_utils=tests)
+
+
+@pytest.mark.parametrize("name", OP_NAMES)
 def test_opcheck_of_dynamic_tracing(name):
     torch.library.opcheck(
         op_of(name), with_leaves(name, BY_OP[name]), test_utils="test_aot_dispatch_dynamic"
@@ -57,12 +67,13 @@ def test_opcheck_of_dynamic_tracing(name):
 # ---- fakes -------------------------------------------------------------------------------------
 
 
-def check_fake(name, arguments):
+def check_fake(op, arguments):
     """Compare sizes, strides, dtypes and devices of fake and real results."""
-    real = op_of(name)(*arguments)
+    op = op_of(op) if isinstance(op, str) else op
+    real = op(*arguments)
     with FakeTensorMode() as mode:
         fakes = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments]
-        fake = op_of(name)(*fakes)
+        fake = op(*fakes)
     real, fake = (x if isinstance(x, tuple) else (x,) for x in (real, fake))
     for one, other in zip(real, fake, strict=True):
         assert one.shape == other.shape
@@ -76,6 +87,13 @@ def test_fake_strides_are_the_real_ones(layout_name):
     for dtype in (torch.float32, torch.float16):
         for name, arguments in raw_calls(dtype, layout_name):
             check_fake(name, arguments)
+
+
+@pytest.mark.parametrize("layout_name", LAYOUTS)
+def test_fake_strides_are_the_real_ones_on_a_gpu(layout_name, gpu):
+    for name, arguments in raw_calls(torch.float32, layout_name):
+        if gpu.has(name):
+            check_fake(gpu.op(name), on_device(arguments, gpu.device))
 
 
 DEGENERATE = {

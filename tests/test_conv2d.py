@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import re
 
 import pytest
 import torch
@@ -17,9 +19,10 @@ from cases import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cnnkern import _C, functional, reference
+from cnnkern import _C, _cuda_library, functional, reference
 from cnnkern.ops import is_nhwc
 
+OPS = ("conv2d", "conv2d_input_grad", "conv2d_weight_grad", "conv2d_bias_grad")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 FORMATS = ("contiguous", "channels_last")
 BY_NAME = {case.name: case for case in CONVS}
@@ -43,17 +46,17 @@ def arguments(case, dtype, layout_name, device="cpu"):
     return out
 
 
-def call(case, x, w, b, algo="auto"):
+def call(case, x, w, b, **options):
     stride, padding, dilation, groups, mode = case.geometry
     return functional.conv2d(
-        x, w, b, stride, padding, dilation, groups, padding_mode=mode, algo=algo
+        x, w, b, stride, padding, dilation, groups, padding_mode=mode, **options
     )
 
 
-def check(case, dtype, x, w, b, g, algo="auto"):
+def check(case, dtype, x, w, b, g, **options):
     """Compare the output and the gradient of every operand with the oracle."""
     expected, reductions = conv_expected(case, data_grid(dtype)), case.reductions()
-    y = call(case, x, w, b, algo)
+    y = call(case, x, w, b, **options)
     assert_close(y, expected["output"], dtype, reductions["output"])
     kept = torch.channels_last if is_nhwc(x) else torch.contiguous_format
     assert y.is_contiguous(memory_format=kept)
@@ -68,7 +71,7 @@ def check(case, dtype, x, w, b, g, algo="auto"):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CONVS, ids=str)
 def test_forward_and_gradients(case, dtype, format, target):
-    check(case, dtype, *arguments(case, dtype, format, target.device))
+    check(case, dtype, *arguments(case, dtype, format, target.device), **target.options)
 
 
 @pytest.mark.sanitize
@@ -85,6 +88,35 @@ def test_every_algorithm(case, dtype, cpu_isa):
                     call(case, *operands[:3], algo=algo)
 
 
+@functools.cache
+def cuda_algorithms() -> list[str]:
+    """Return the names that algo= takes on CUDA tensors, from its own words."""
+    if not _cuda_library.status().startswith("loaded"):
+        return []
+    x = torch.zeros(1, 1, 1, 1, device="cuda")
+    with pytest.raises(RuntimeError, match="algo must be one of") as refusal:
+        functional.conv2d(x, x, algo="?")
+    return re.findall(r"'(\w+)'", str(refusal.value))[1:]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
+@pytest.mark.parametrize("case", CONVS, ids=str)
+def test_every_algorithm_on_a_gpu(case, dtype, format):
+    operands = arguments(case, dtype, format, "cuda")
+    for algo in cuda_algorithms():
+        refusal = None
+        try:
+            call(case, *operands[:3], algo=algo)
+        except RuntimeError as error:
+            refusal = str(error)
+        if refusal is None:
+            check(case, dtype, *operands, algo=algo)
+        else:
+            assert refusal.startswith(f"cnnkern::conv2d: algo '{algo}' ")
+
+
 @pytest.mark.parametrize("grad_layout", LAYOUTS)
 @pytest.mark.parametrize("x_layout", LAYOUTS)
 @pytest.mark.parametrize("name", ("primes", "depthwise", "pointwise", "stride2", "circular"))
@@ -95,13 +127,25 @@ def test_layouts_that_are_not_dense(name, x_layout, grad_layout):
     check(case, torch.float32, x, w, b, g)
 
 
-def test_expanded_operands():
-    x = values((1, 3, 6, 1), 0).float().expand(4, 3, 6, 7).requires_grad_()
-    w = values((5, 1, 1, 3), 1).float().expand(5, 3, 3, 3).requires_grad_()
-    y = functional.conv2d(x, w, padding=1)
+@pytest.mark.parametrize("name", ("asymmetric", "depthwise_multiplier", "pointwise_pad"))
+def test_layouts_that_are_not_dense_on_a_gpu(name, gpu):
+    case = BY_NAME[name]
+    for x_layout, grad_layout in zip(LAYOUTS, reversed(LAYOUTS), strict=True):
+        x, w, b, _ = arguments(case, torch.float32, x_layout, gpu.device)
+        *_, g = arguments(case, torch.float32, grad_layout, gpu.device)
+        check(case, torch.float32, x, w, b, g, **gpu.options)
+
+
+def test_expanded_operands(target):
+    x = values((1, 3, 6, 1), 0).to(target.device, torch.float32).expand(4, 3, 6, 7)
+    w = values((5, 1, 1, 3), 1).to(target.device, torch.float32).expand(5, 3, 3, 3)
+    x, w = x.requires_grad_(), w.requires_grad_()
+    y = functional.conv2d(x, w, padding=1, **target.options)
     y.sum().backward()  # an expanded gradient, too
     expected, (gx, gw) = reference.vjp(
-        lambda x, w: reference.conv2d(x, w, None, padding=(1, 1, 1, 1)), (x, w), torch.ones_like(y)
+        lambda x, w: reference.conv2d(x, w, None, padding=(1, 1, 1, 1)),
+        (x.cpu(), w.cpu()),
+        torch.ones(y.shape),
     )
     assert_close(y, expected, torch.float32, 27)
     assert_close(x.grad, gx, torch.float32, 45)
@@ -228,10 +272,11 @@ def test_unbatched_input():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_nan_and_infinity_reach_only_their_windows(dtype):
+def test_nan_and_infinity_reach_only_their_windows(dtype, target):
     x, w = torch.zeros(1, 9, 9, 40, dtype=dtype), torch.ones(9, 9, 3, 3, dtype=dtype)
     x[0, 0, 4, 20], x[0, 1, 0, 0] = float("nan"), float("inf")
-    y = functional.conv2d(x, w, padding=1)
+    y = functional.conv2d(x.to(target.device), w.to(target.device), padding=1, **target.options)
+    y = y.cpu()
     nan, inf = torch.zeros(9, 40, dtype=torch.bool), torch.zeros(9, 40, dtype=torch.bool)
     nan[3:6, 19:22], inf[0:2, 0:2] = True, True
     assert y.isnan().equal(nan.expand(1, 9, 9, 40))

@@ -13,6 +13,10 @@ from test_conv2d import RecordOps, arguments
 from cnnkern import functional, reference
 from cnnkern.ops import is_nhwc
 
+OPS = (
+    "conv2d_act_pool2d", "act_pool2d_grad", "conv2d_input_grad", "conv2d_weight_grad",
+    "conv2d_bias_grad",
+)  # fmt: skip
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -36,13 +40,13 @@ def expected_of(case, grid):
     return output, g, dict(zip(("input", "weight", "bias"), grads, strict=True)), condition
 
 
-def call(case, x, w, b):
+def call(case, x, w, b, **options):
     stride, padding, dilation, groups, mode = case.conv.geometry
     return functional.conv2d_act_pool2d(
         x, w, b, stride, padding, dilation, groups, padding_mode=mode,
         activation=case.activation, pool=case.pool, pool_kernel_size=case.pool_kernel,
         pool_stride=case.pool_stride, pool_padding=case.pool_padding,
-        pool_ceil_mode=case.pool_ceil_mode, count_include_pad=case.count_include_pad,
+        pool_ceil_mode=case.pool_ceil_mode, count_include_pad=case.count_include_pad, **options,
     )  # fmt: skip
 
 
@@ -53,7 +57,7 @@ def call(case, x, w, b):
 def test_forward_and_gradients(case, dtype, format, target):
     output, g, expected, condition = expected_of(case, data_grid(dtype))
     x, w, b, _ = arguments(case.conv, dtype, format, target.device)
-    y = call(case, x, w, b)
+    y = call(case, x, w, b, **target.options)
     reductions = case.conv.reductions()
     window = case.pool_kernel[0] * case.pool_kernel[1]
     assert_close(y, output, dtype, reductions["output"] + window, 2, condition)
@@ -61,7 +65,7 @@ def test_forward_and_gradients(case, dtype, format, target):
         memory_format=torch.channels_last if is_nhwc(x) else torch.contiguous_format
     )
     with torch.no_grad():  # nothing is saved, so perhaps another path
-        assert call(case, x, w, b).equal(y)
+        assert call(case, x, w, b, **target.options).equal(y)
     if data_grid(dtype) and not case.narrow:
         return
     operands = {"input": x, "weight": w} | ({} if b is None else {"bias": b})
@@ -151,9 +155,11 @@ def test_activations_element_by_element(activation, dtype, target):
     """A pointwise convolution with 1 leaves the activation alone, far into its tails."""
     x = torch.cat([torch.linspace(-120, 120, 1937), torch.linspace(-1, 1, 501), torch.zeros(1)])
     x = x.to(target.device, dtype).view(1, 1, 1, -1).requires_grad_()
-    y = functional.conv2d_act_pool2d(x, torch.ones(1, 1, 1, 1).to(x), activation=activation)
+    y = functional.conv2d_act_pool2d(
+        x, torch.ones(1, 1, 1, 1).to(x), activation=activation, **target.options
+    )
     expected, (g,) = reference.vjp(
-        reference.ACTIVATIONS[activation], (x.cpu(),), torch.ones_like(y)
+        reference.ACTIVATIONS[activation], (x.cpu(),), torch.ones(y.shape)
     )
     # Two ulps of the result, or of 1 where terms of that size cancel.
     eps = 2 * torch.finfo(dtype).eps
@@ -170,7 +176,7 @@ def test_nan_reaches_only_its_windows(activation, pool, target):
     x, w = torch.zeros(1, 3, 8, 40), torch.ones(9, 3, 1, 1)
     x[0, 1, 4, 20] = float("nan")
     x, w = x.to(target.device), w.to(target.device)
-    y = functional.conv2d_act_pool2d(x, w, activation=activation, pool=pool).cpu()
+    y = functional.conv2d_act_pool2d(x, w, activation=activation, pool=pool, **target.options).cpu()
     where = (4, 20) if pool == "none" else (2, 10)
     assert y[:, :, where[0], where[1]].isnan().all()
     assert int(y.isnan().sum()) == 9

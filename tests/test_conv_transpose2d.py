@@ -9,6 +9,7 @@ from cases import CONV_TRANSPOSES, assert_close, data_grid, layout, seed_of, val
 from cnnkern import functional, reference
 from cnnkern.ops import is_nhwc
 
+OPS = ("conv2d", "conv2d_input_grad", "conv2d_weight_grad", "conv2d_bias_grad")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -29,7 +30,7 @@ def test_forward_and_gradients(case, dtype, format, target):
     x, w, b = (t.to(target.device, dtype) for t in operands)
     x, w, g = (layout(t, format).detach() for t in (x, w, g.to(target.device, dtype)))
     operands = [t.requires_grad_() for t in (x, w, b)]
-    y = functional.conv_transpose2d(*operands, *case.arguments)
+    y = functional.conv_transpose2d(*operands, *case.arguments, **target.options)
     # The sum is stored, the bias added and the result stored again.
     assert_close(y, expected, dtype, C // case.groups * R * S, roundings=2)
     if is_nhwc(x):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import CONVS, layout, values
-from samples import call_ids, raw_calls
+from samples import call_ids, on_device, raw_calls
 
 from cnnkern import functional
 
+OPS = ()  # whatever a backend has
 CALLS = raw_calls(torch.float32)
 LARGE = (
     "lenet1",
@@ -28,8 +29,8 @@ def restore_threads():
     torch.set_num_threads(before)
 
 
-def outputs(name, arguments):
-    out = getattr(torch.ops.cnnkern, name)(*arguments)
+def outputs(op, arguments):
+    out = op(*arguments)
     return out if isinstance(out, tuple) else (out,)
 
 
@@ -45,12 +46,24 @@ def test_runs_and_thread_counts(dtype, cpu_isa, restore_threads):
     for format in ("contiguous", "channels_last"):
         calls = raw_calls(dtype, format)
         for what, (name, arguments) in zip(call_ids(calls), calls, strict=True):
+            op = getattr(torch.ops.cnnkern, name)
             torch.set_num_threads(1)
-            first = outputs(name, arguments)
-            assert_same_bits(first, outputs(name, arguments), what)
+            first = outputs(op, arguments)
+            assert_same_bits(first, outputs(op, arguments), what)
             for threads in (2, 3, 5):
                 torch.set_num_threads(threads)
-                assert_same_bits(first, outputs(name, arguments), f"{what}, {threads} threads")
+                assert_same_bits(first, outputs(op, arguments), f"{what}, {threads} threads")
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_runs_on_a_gpu(dtype, gpu):
+    for format in ("contiguous", "channels_last"):
+        calls = raw_calls(dtype, format)
+        for what, (name, arguments) in zip(call_ids(calls), calls, strict=True):
+            if gpu.has(name):
+                arguments = on_device(arguments, gpu.device)
+                first = outputs(gpu.op(name), arguments)
+                assert_same_bits(first, outputs(gpu.op(name), arguments), what)
 
 
 @pytest.mark.parametrize("format", ("contiguous", "channels_last"))

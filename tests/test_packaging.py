@@ -176,7 +176,11 @@ def test_toolkit_of_pypi_is_found_without_any_setting(setup_py, tmp_path, monkey
     monkeypatch.setattr(setup_py.sysconfig, "get_path", lambda name: str(tmp_path))
     toolkit = setup_py.cuda_toolkit()
     assert toolkit == (home, "13.0", home / "lib/libcudart.so.13")
-    assert setup_py.cuda_archs(toolkit) == "8.0 8.6 8.9 9.0+PTX"
+    assert setup_py.cuda_archs(toolkit) == "8.0+PTX 8.6 8.9 9.0+PTX"
+    monkeypatch.setattr(sys, "argv", ["setup.py", "build_ext", "--inplace"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: ((9, 0), (8, 0), (9, 0))[i])
+    assert setup_py.cuda_archs(toolkit) == "8.0+PTX 9.0"
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0+PTX;9.0")
     assert setup_py.cuda_archs(toolkit) == "8.0+PTX 9.0"
 

@@ -22,6 +22,11 @@ from cases import (
 from cnnkern import functional, reference
 from cnnkern.ops import is_nhwc
 
+OPS = (
+    "max_pool2d", "max_pool2d_grad", "avg_pool2d", "avg_pool2d_grad", "adaptive_avg_pool2d",
+    "adaptive_avg_pool2d_grad", "adaptive_max_pool2d", "adaptive_max_pool2d_grad", "max_unpool2d",
+    "max_unpool2d_grad",
+)  # fmt: skip
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 FORMATS = ("contiguous", "channels_last")
 TORCH = torch.nn.functional
@@ -56,12 +61,15 @@ def test_max_pool2d(case, dtype, format, target):
         expected, expected_indices = TORCH.max_pool2d(
             x.cpu(), *case.max_arguments, return_indices=True
         )
-        y = functional.max_pool2d(x, *case.max_arguments)
+        y = functional.max_pool2d(x, *case.max_arguments, **target.options)
         assert y.cpu().equal(expected)
-        also, indices = functional.max_pool2d(x, *case.max_arguments, return_indices=True)
+        also, indices = functional.max_pool2d(
+            x, *case.max_arguments, return_indices=True, **target.options
+        )
         assert also.equal(y)
         assert indices.cpu().equal(expected_indices)
-        assert functional.max_pool2d(x.detach(), *case.max_arguments).equal(y)
+        unsaved = functional.max_pool2d(x.detach(), *case.max_arguments, **target.options)
+        assert unsaved.equal(y)
         taps = case.kernel[0] * case.kernel[1]
         for result in (y, also):  # a gradient through offsets, and one through indices
             check_gradient(
@@ -83,7 +91,9 @@ def test_max_pool2d_of_nan_and_infinity(kernel, dtype, format, target):
     for padding in (0, tuple(k // 2 for k in kernel)):
         expected = TORCH.max_pool2d(x, kernel, 1, padding, return_indices=True)
         given = layout(x.to(target.device), format)
-        actual = functional.max_pool2d(given, kernel, 1, padding, return_indices=True)
+        actual = functional.max_pool2d(
+            given, kernel, 1, padding, return_indices=True, **target.options
+        )
         for one, other in zip(actual, expected, strict=True):
             torch.testing.assert_close(one.cpu(), other, rtol=0, atol=0, equal_nan=True)
 
@@ -107,14 +117,15 @@ def test_max_pool2d_window_without_any_element():
 
 @pytest.mark.parametrize("x_layout", LAYOUTS)
 @pytest.mark.parametrize("grad_layout", LAYOUTS)
-def test_layouts_that_are_not_dense(x_layout, grad_layout):
-    x = layout(values((2, 9, 8, 10), 0).float(), x_layout).detach().requires_grad_()
+def test_layouts_that_are_not_dense(x_layout, grad_layout, target):
+    x = values((2, 9, 8, 10), 0).to(target.device, torch.float32)
+    x = layout(x, x_layout).detach().requires_grad_()
     for ours, oracle in (
         (functional.max_pool2d, lambda x: reference.max_pool2d(x, (3, 3), (2, 2), (1, 1))[0]),
         (functional.avg_pool2d, lambda x: reference.avg_pool2d(x, (3, 3), (2, 2), (1, 1))),
     ):
-        y = ours(x, 3, 2, 1)
-        assert_close(y, oracle(x), torch.float32, 9)
+        y = ours(x, 3, 2, 1, **target.options)
+        assert_close(y, oracle(x.cpu()), torch.float32, 9)
         check_gradient(y, x, grad_layout, 9, oracle)
 
 
@@ -135,7 +146,7 @@ def test_avg_pool2d(case, dtype, format, target):
     x = prepare(case, dtype, format, target.device)
     taps = case.kernel[0] * case.kernel[1]
     for divisor in AVG_DIVISORS:
-        y = functional.avg_pool2d(x, *case.avg_arguments, *divisor)
+        y = functional.avg_pool2d(x, *case.avg_arguments, *divisor, **target.options)
         assert_close(y, avg_oracle(case, divisor, data_grid(dtype)), dtype, taps)
         check_gradient(
             y, x, format, taps,
@@ -168,12 +179,14 @@ def test_avg_pool2d_divisors_are_torchs():
 def test_adaptive_pools(case, dtype, format, target):
     x = prepare(case, dtype, format, target.device)
     reduction = case.input[2] * case.input[3]
-    y = functional.adaptive_avg_pool2d(x, case.output)
+    y = functional.adaptive_avg_pool2d(x, case.output, **target.options)
     assert_close(y, reference.adaptive_avg_pool2d(x.cpu(), case.output), dtype, reduction)
     check_gradient(y, x, format, 9, lambda x: reference.adaptive_avg_pool2d(x, case.output))
 
     expected = TORCH.adaptive_max_pool2d(x.cpu(), case.output, return_indices=True)
-    y, indices = functional.adaptive_max_pool2d(x, case.output, return_indices=True)
+    y, indices = functional.adaptive_max_pool2d(
+        x, case.output, return_indices=True, **target.options
+    )
     assert y.cpu().equal(expected[0])
     assert indices.cpu().equal(expected[1])
     check_gradient(y, x, format, 9, lambda x: reference.adaptive_max_pool2d(x, case.output)[0])
@@ -191,15 +204,15 @@ def test_adaptive_output_sizes():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_max_unpool2d(dtype, format, target, nondeterministic_torch):
     x = layout(values((2, 9, 8, 10), 0).to(target.device, dtype), format)
-    pooled, indices = functional.max_pool2d(x, 2, 2, return_indices=True)
+    pooled, indices = functional.max_pool2d(x, 2, 2, return_indices=True, **target.options)
     pooled = pooled.detach().requires_grad_()
-    y = functional.max_unpool2d(pooled, indices, 2, 2, output_size=(9, 11))
+    y = functional.max_unpool2d(pooled, indices, 2, 2, output_size=(9, 11), **target.options)
     expected = TORCH.max_unpool2d(pooled.cpu(), indices.cpu(), 2, 2, output_size=(9, 11))
     assert y.cpu().equal(expected)
     g = values(y.shape, 1).to(target.device, dtype)
     (actual,) = torch.autograd.grad(y, pooled, layout(g, format))
     assert actual.equal(g.flatten(2).gather(2, indices.flatten(2)).view_as(pooled))
-    plain = functional.max_unpool2d(pooled, indices, 2)
+    plain = functional.max_unpool2d(pooled, indices, 2, **target.options)
     assert plain.shape == (2, 9, 8, 10)
 
 

@@ -1004,6 +1004,8 @@ class InstructionTranslator:
     def op_mma(self, i):
         m, n, k = self.matrix_shape(i)
         _, a_type, b_type, accumulator = i.types
+        if (m, n, k) == (8, 8, 4) and set(i.types) == {"f64"}:
+            return self.mma_f64(i)
         if (
             (m, n) != (16, 8)
             or not (i.has("row") and i.has("col"))
@@ -1017,6 +1019,13 @@ class InstructionTranslator:
             f"u32 a_[]={self.array(a)},b_[]={self.array(b)},c_[]={self.array(c)},d_[4]; "
             f"mma_sync(t,{i.pc},{m},{n},{k},{types},a_,b_,c_,d_); {self.scatter(destination)}"
         )
+
+    def mma_f64(self, i):
+        destination, *sources = i.operands
+        a, b, c, d = ([x.strip() for x in vector_elements(o)] for o in (*sources, destination))
+        values = ",".join(self.raws(a + b + c, 64))
+        results = "".join(self.assign(x, "b64", f"d_[{n}]") for n, x in enumerate(d))
+        return f"u64 s_[]={{{values}}},d_[2]; mma_f64(t,{i.pc},s_,d_); {results}"
 
     def op_wmma(self, i):
         m, n, k = self.matrix_shape(i)

@@ -130,6 +130,7 @@ void async_wait_all(Thread&);
 enum MatrixType { M_F16, M_BF16, M_TF32, M_S8, M_U8, M_F32, M_S32 };
 void ldmatrix(Thread&, int pc, int count, bool transpose, u32 offset, u32* d);
 void stmatrix(Thread&, int pc, int count, bool transpose, u32 offset, const u32* s);
+void mma_f64(Thread&, int pc, const u64* abcc, u64* d);  // m8n8k4
 void mma_sync(Thread&, int pc, int m, int n, int k, MatrixType a_type, MatrixType b_type,
               MatrixType acc_type, const u32* a, const u32* b, const u32* c, u32* d);
 struct WmmaTile {

@@ -147,6 +147,25 @@ void mma_sync(Thread& thread, int pc, int m, int n, int k, MatrixType a_type, Ma
   for (int i = 0; i < nc; i++) d[i] = (u32)t.out[i];
 }
 
+// m8n8k4 of doubles: with g = lane/4 and q = lane%4, A holds (g, q), B holds (q, g), accumulator i
+// holds (g, 2*q + i). Every product is added with one rounding, in the order of k.
+void mma_f64(Thread& thread, int pc, const u64* abcc, u64* d) {
+  ThreadState& t = state_of(thread);
+  for (int i = 0; i < 4; i++) t.in[i] = abcc[i];
+  collective(t, pc, FULL_WARP, true, [&](ThreadState** lanes, u32) {
+    for (int lane = 0; lane < 32; lane++)
+      for (int i = 0; i < 2; i++) {
+        const int row = lane >> 2, column = (lane & 3) * 2 + i;
+        f64 sum = as_f64(lanes[lane]->in[2 + i]);
+        for (int k = 0; k < 4; k++)
+          sum = std::fma(as_f64(lanes[row * 4 + k]->in[0]), as_f64(lanes[column * 4 + k]->in[1]),
+                         sum);
+        lanes[lane]->out[i] = bits(sum);
+      }
+  });
+  for (int i = 0; i < 2; i++) d[i] = t.out[i];
+}
+
 // ---------------------------------------------------------------- wmma
 // The layout of wmma fragments is unspecified; here lane l holds the row-major elements l*P ...
 // l*P+P-1 of its matrix, P = rows*cols/32, repeated when the fragment has registers to spare.

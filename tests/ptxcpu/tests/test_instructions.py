@@ -71,6 +71,13 @@ def test_mma_tf32(instructions, k):
     torch.testing.assert_close(d, (a.double() @ b.double() + c).float(), rtol=1e-6, atol=1e-6)
 
 
+def test_mma_f64(instructions):
+    a, b, c = (torch.randn(s, dtype=torch.float64) for s in ((8, 4), (4, 8), (8, 8)))
+    d = torch.zeros_like(c)
+    run(instructions, "mma_f64_k4", 32, [a, b.t().contiguous(), c, d])
+    torch.testing.assert_close(d, a @ b + c, rtol=1e-15, atol=1e-15)
+
+
 def test_mma_s8(instructions):
     a, b = (
         torch.randint(-128, 128, (16, 32), dtype=torch.int8),

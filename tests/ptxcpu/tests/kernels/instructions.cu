@@ -112,6 +112,15 @@ KERNEL mma_tf32_k8(const float* A, const float* Bt, const float* C, float* D) {
         "f"(c[3]));
   for (int i = 0; i < 4; i++) D[(g + 8 * (i / 2)) * 8 + 2 * q + i % 2] = d[i];
 }
+// f64: A is [8,4], B is [8,4] transposed
+KERNEL mma_f64_k4(const double* A, const double* Bt, const double* C, double* D) {
+  const int g = threadIdx.x / 4, q = threadIdx.x % 4;
+  const double* c = C + g * 8 + 2 * q;
+  double* d = D + g * 8 + 2 * q;
+  asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0,%1},{%2},{%3},{%4,%5};"
+      : "=d"(d[0]), "=d"(d[1])
+      : "d"(A[g * 4 + q]), "d"(Bt[g * 4 + q]), "d"(c[0]), "d"(c[1]));
+}
 // s8 m16n8k32: A is [16,32], B is [8,32] transposed
 KERNEL mma_s8_k32(const int8_t* A, const int8_t* Bt, const int* C, int* D) {
   const int g = threadIdx.x / 4, q = threadIdx.x % 4, K = 32;

@@ -1,0 +1,81 @@
+"""The targets that tests run on, and what is left to a real GPU where only an emulated one is.
+
+tests/ptxcpu executes GPU kernels on the CPU, thousands of times slower than a GPU. There the tables
+stay whole, case by case and backend by backend, but for the largest cases; the dtypes other than
+float32, and float32 too in the larger cases, take one of the two layouts, in turn.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import zlib
+from dataclasses import dataclass
+
+import torch
+
+import cnnkern  # noqa: F401  (registers the ops)
+from cnnkern import _C
+
+# None on a real GPU or without any; else the order that the emulator runs threads in.
+RIG_ORDER = os.environ.get("PTXCPU_ORDER") if os.environ.get("PTXCPU_ACTIVE") else None
+# Multiply-adds of one pass; forward and both gradients take one core about 1.5 us for each.
+RIG_MACS = 10_000_000
+RIG_MACS_IN_BOTH_LAYOUTS = 1_000_000
+LAYOUTS_IN_TURN = ("contiguous", "channels_last")
+LEFT_OUT = "left to a real GPU: "  # how a summary line begins
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device, and the instruction set or the backend of the kernels that run there."""
+
+    device: str
+    isa: str | None = None
+    algo: str = "auto"
+
+    def __str__(self):
+        return self.isa or (self.device if self.algo == "auto" else self.algo)
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.device == "cuda"
+
+    @property
+    def options(self) -> dict:
+        """Keyword arguments that make a public function run here."""
+        return {} if self.algo == "auto" else {"algo": self.algo}
+
+    def op(self, name: str):
+        """Return the overload of a raw op that runs here."""
+        return getattr(getattr(torch.ops.cnnkern, name), self._overload)
+
+    def has(self, *ops: str) -> bool:
+        """Tell whether every one of these ops has a kernel here."""
+        has, key = torch._C._dispatch_has_kernel_for_dispatch_key, self.device.upper()
+        suffix = "" if self._overload == "default" else f".{self._overload}"
+        return all(has(f"cnnkern::{op}{suffix}", key) for op in ops)
+
+    @property
+    def _overload(self) -> str:
+        return "default" if self.algo == "auto" else self.algo
+
+
+CPU_TARGETS = tuple(Target("cpu", isa) for isa in _C.cpu_isas())
+GPU_TARGETS = (Target("cuda"),)
+if importlib.util.find_spec("triton"):
+    GPU_TARGETS += (Target("cuda", algo="triton"),)
+
+
+def left_to_a_real_gpu(name: str, params: dict) -> str | None:
+    """Return why the emulator does not run this test, or None where it does."""
+    case, dtype, format = (params.get(key) for key in ("case", "dtype", "format"))
+    macs = getattr(getattr(case, "conv", case), "macs", 0)
+    if macs > RIG_MACS:
+        return f"more than {RIG_MACS} multiply-adds"
+    in_turn = dtype != torch.float32 or macs > RIG_MACS_IN_BOTH_LAYOUTS
+    if in_turn and dtype and format in LAYOUTS_IN_TURN:
+        turn = zlib.crc32(f"{name} {case} {dtype}".encode()) % 2
+        if format != LAYOUTS_IN_TURN[turn]:
+            return "the dtype's other layout"
+    return None
