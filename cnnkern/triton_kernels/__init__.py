@@ -14,7 +14,8 @@ import os
 from cnnkern.ops import CUDA_OPS, _library, _ops
 
 FAMILIES = {
-    "conv2d": ("conv2d",),
+    "conv2d": ("conv2d", "conv2d_input_grad"),
+    "conv2d_weight_grad": ("conv2d_weight_grad", "conv2d_bias_grad"),
     "conv2d_act_pool2d": ("conv2d_act_pool2d",),
     "pool2d": ("max_pool2d", "avg_pool2d", "adaptive_max_pool2d", "adaptive_avg_pool2d"),
     "pool2d_grad": (

@@ -69,3 +69,29 @@ def conv2d_tile(dtype: torch.dtype, precision: str, channels: int, pixels: int, 
         if sm >= 90:
             return Tile(128, 128, 64, 8, 4)  # wgmma: 128x128 of two warpgroups, 32 KiB a stage
     return tile
+
+
+def depthwise_tile(major: str) -> Tile:
+    """Choose the tile of a depthwise sum: 8 results a thread, along what the memory runs."""
+    return Tile(32, 32, 1, 4, 2) if major == "channels" else Tile(4, 256, 1, 4, 2)
+
+
+def conv2d_weight_tile(
+    dtype: torch.dtype, precision: str, channels: int, columns: int, sm: int
+) -> Tile:
+    """Choose the tile of the weight's gradient; `pixels` are its columns, `step` counts pixels."""
+    tile = conv2d_tile(dtype, precision, channels, 1 << 30, sm)
+    width = 64 if columns > 32 and dtype.itemsize <= 4 else 32
+    width = min(width, tile.pixels)
+    return Tile(tile.channels, width, 32, 4, tile.stages)
+
+
+def pixel_chunk(pixels: int, programs: int, step: int) -> tuple[int, int]:
+    """Cut a sum over pixels into chunks: return the steps of one, and the number of chunks.
+
+    About 512 programs in all, which fills the largest GPU, but no chunk of under 512 pixels. The
+    rule knows the problem only, not the device, so results do not depend on that.
+    """
+    wanted = max(1, min(512 // max(1, programs), pixels // 512))
+    steps = -(-pixels // (wanted * step))
+    return steps, max(1, -(-pixels // max(1, steps * step)))

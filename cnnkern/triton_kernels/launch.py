@@ -20,6 +20,7 @@ from cnnkern.ops import TRITON_ALGOS
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 MAX_GRID = 2**31 - 1
 PRECISIONS = dict(zip(("auto", *TRITON_ALGOS), ("ieee", "ieee", "tf32", "tf32x3"), strict=True))
+MODES = {"zeros": 0, "reflect": 1, "replicate": 2, "circular": 3}
 # What is summed in a wider type than the tensors'.
 ACCUMULATORS = {torch.float64: tl.float64}
 
@@ -73,3 +74,28 @@ def needs_int64(*tensors: Tensor) -> bool:
     """Tell whether an offset inside one of the tensors, or a count, does not fit 32 bits."""
     # Tiles reach beyond the tensor before they are masked.
     return any(t.numel() and max(span(t), t.numel()) >= 2**31 - 2**24 for t in tensors)
+
+
+def vectors(x: Tensor, y: Tensor, x_channels: int, y_channels: int, pixelwise: bool):
+    """Find along what the memory of both tensors runs, and in aligned groups of how many elements.
+
+    Returns (VEC, MAJOR): "channels" with 16 bytes or 1 element; "pixels" with 16 bytes, for
+    operations that take the planes of both as vectors; or "any", 1.
+    """
+    vec = 16 // max(x.element_size(), y.element_size())
+    x_n, x_c, x_h, x_w = x.stride()
+    y_n, y_c, y_h, y_w = y.stride()
+    if x_c == y_c == 1:
+        aligned = (x_n, x_h, x_w, y_n, y_h, y_w, x_channels, y_channels)
+        return vec if all(n % vec == 0 for n in aligned) else 1, "channels"
+    dense = x_w == y_w == 1 and x_h == x.size(3) and y_h == y.size(3)
+    if pixelwise and dense:
+        aligned = (x.size(2) * x.size(3), x_n, x_c, y_n, y_c)
+        if all(n % vec == 0 for n in aligned):
+            return vec, "pixels"
+    return 1, "any"
+
+
+def is_depthwise(groups: int, x_channels: int, y_channels: int) -> bool:
+    """Tell whether groups are so narrow, 1 channel to at most 8, that a dot product is padding."""
+    return groups > 1 and min(x_channels, y_channels) == 1 and max(x_channels, y_channels) <= 8
