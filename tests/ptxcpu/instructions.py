@@ -245,10 +245,9 @@ class InstructionTranslator:
         elements = vector_elements(operand)
         return "{" + ",".join(self.raws(elements, 32)) + "}"
 
-    def scatter(self, operand, array="d_", width=32):
+    def scatter(self, operand, array="d_"):
         return "".join(
-            self.assign(x, f"b{width}", f"{array}[{n}]")
-            for n, x in enumerate(vector_elements(operand))
+            self.assign(x, "b32", f"{array}[{n}]") for n, x in enumerate(vector_elements(operand))
         )
 
     # ------------------------------------------------------------ moves, arithmetic
@@ -1006,16 +1005,7 @@ class InstructionTranslator:
         m, n, k = self.matrix_shape(i)
         _, a_type, b_type, accumulator = i.types
         if (m, n, k) == (8, 8, 4) and set(i.types) == {"f64"}:
-<<<<<<< HEAD
             return self.mma_f64(i)
-=======
-            destination, *sources = i.operands
-            a, b, c = (",".join(self.raws(vector_elements(x), 64)) for x in sources)
-            return (
-                f"u64 a_[]={{{a}}},b_[]={{{b}}},c_[]={{{c}}},d_[2]; "
-                f"mma_f64(t,{i.pc},a_,b_,c_,d_); {self.scatter(destination, width=64)}"
-            )
->>>>>>> c4edc4e (triton: gradients of the convolution, depthwise; ptxcpu: mma of float64)
         if (
             (m, n) != (16, 8)
             or not (i.has("row") and i.has("col"))

@@ -133,7 +133,6 @@ void stmatrix(Thread&, int pc, int count, bool transpose, u32 offset, const u32*
 void mma_f64(Thread&, int pc, const u64* abcc, u64* d);  // m8n8k4
 void mma_sync(Thread&, int pc, int m, int n, int k, MatrixType a_type, MatrixType b_type,
               MatrixType acc_type, const u32* a, const u32* b, const u32* c, u32* d);
-void mma_f64(Thread&, int pc, const u64* a, const u64* b, const u64* c, u64* d);
 struct WmmaTile {
   int rows, cols, bits;
   bool column_major;

@@ -147,7 +147,6 @@ void mma_sync(Thread& thread, int pc, int m, int n, int k, MatrixType a_type, Ma
   for (int i = 0; i < nc; i++) d[i] = (u32)t.out[i];
 }
 
-<<<<<<< HEAD
 // m8n8k4 of doubles: with g = lane/4 and q = lane%4, A holds (g, q), B holds (q, g), accumulator i
 // holds (g, 2*q + i). Every product is added with one rounding, in the order of k.
 void mma_f64(Thread& thread, int pc, const u64* abcc, u64* d) {
@@ -165,30 +164,6 @@ void mma_f64(Thread& thread, int pc, const u64* abcc, u64* d) {
       }
   });
   for (int i = 0; i < 2; i++) d[i] = t.out[i];
-=======
-// m8n8k4 of f64: lane 4*g + q holds A[g][q], B[q][g], and C[g][2*q] with its right neighbour.
-void mma_f64(Thread& thread, int pc, const u64* a, const u64* b, const u64* c, u64* d) {
-  ThreadState& t = state_of(thread);
-  t.in[0] = a[0];
-  t.in[1] = b[0];
-  t.in[2] = c[0];
-  t.in[3] = c[1];
-  collective(t, pc, FULL_WARP, true, [&](ThreadState** lanes, u32) {
-    for (int lane = 0; lane < 32; lane++)
-      for (int i = 0; i < 2; i++) {
-        f64 sum, x, y;
-        memcpy(&sum, &lanes[lane]->in[2 + i], 8);
-        for (int k = 0; k < 4; k++) {
-          memcpy(&x, &lanes[(lane & ~3) + k]->in[0], 8);
-          memcpy(&y, &lanes[4 * (2 * (lane & 3) + i) + k]->in[1], 8);
-          sum = fma(x, y, sum);
-        }
-        memcpy(&lanes[lane]->out[i], &sum, 8);
-      }
-  });
-  d[0] = t.out[0];
-  d[1] = t.out[1];
->>>>>>> c4edc4e (triton: gradients of the convolution, depthwise; ptxcpu: mma of float64)
 }
 
 // ---------------------------------------------------------------- wmma
