@@ -208,7 +208,9 @@ EXPORT cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
 EXPORT cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
   memset(p, 0, sizeof *p);
   strcpy(p->name, "ptxcpu emulated sm_80");
-  p->major = 8, p->minor = 0;
+  const char* capability = getenv("PTXCPU_CAPABILITY");  // read at each call: a test may change it
+  const int arch = capability ? atoi(capability) : 80;
+  p->major = arch / 10, p->minor = arch % 10;
   p->totalGlobalMem = TOTAL_MEMORY;
   p->multiProcessorCount = 108;
   p->sharedMemPerBlock = SHARED_DEFAULT, p->sharedMemPerBlockOptin = SHARED_LIMIT;

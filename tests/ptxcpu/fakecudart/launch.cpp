@@ -210,6 +210,9 @@ static cudaError_t try_launch(const void* host, dim3 grid, dim3 block, void** ar
     return set_error(cudaErrorInvalidDeviceFunction, "unknown kernel");
   Function& f = found->second;
   if (emulate_library_kernel(f, args, grid, block)) return cudaSuccess;
+  const char* failing = getenv("PTXCPU_FAIL_LAUNCH");
+  if (failing && *failing && f.name.find(failing) != std::string::npos)
+    return set_error(cudaErrorLaunchOutOfResources, "too many resources requested for launch");
   if (f.library.find("/torch/lib/") != std::string::npos ||
       f.library.find("/site-packages/nvidia/") != std::string::npos)
     return set_error(cudaErrorNoKernelImageForDevice,
