@@ -70,31 +70,31 @@ class Pool:
         return (self.W + 2 * self.padding - self.kernel) // self.stride + 1
 
 
-def _square(name, N, C, size, K, kernel, stride=1, padding=None, dilation=1, groups=1) -> Conv:
+def square(name, N, C, size, K, kernel, stride=1, padding=None, dilation=1, groups=1) -> Conv:
     padding = dilation * (kernel // 2) if padding is None else padding
     return Conv(name, N, C, size, size, K, kernel, kernel, stride, padding, dilation, groups)
 
 
 CONVS = (
-    _square("lenet conv1 5x5 1->6 @28", 256, 1, 28, 6, 5),
-    _square("lenet conv2 5x5 6->16 @14", 256, 6, 14, 16, 5, padding=0),
-    _square("cifar 3x3 3->64 @32", 128, 3, 32, 64, 3),
-    _square("stem 7x7s2 3->64 @224", 8, 3, 224, 64, 7, 2),
-    _square("resnet 3x3 64 @56", 8, 64, 56, 64, 3),
-    _square("resnet 3x3 128 @28", 8, 128, 28, 128, 3),
-    _square("resnet 3x3 256 @14", 8, 256, 14, 256, 3),
-    _square("resnet 3x3 512 @7", 8, 512, 7, 512, 3),
-    _square("resnet 3x3s2 128 @56", 8, 128, 56, 128, 3, 2),
-    _square("vgg 3x3 64 @224", 1, 64, 224, 64, 3),
-    _square("dilated 3x3d2 256 @28", 4, 256, 28, 256, 3, dilation=2),
-    _square("1x1 256->64 @56", 8, 256, 56, 64, 1),
-    _square("1x1 64->256 @56", 8, 64, 56, 256, 1),
-    _square("1x1 1024->256 @14", 8, 1024, 14, 256, 1),
-    _square("resnext 3x3g32 128 @56", 8, 128, 56, 128, 3, groups=32),
-    _square("mobilenet dw3x3 144 @56", 8, 144, 56, 144, 3, groups=144),
-    _square("mobilenet dw3x3s2 144 @56", 8, 144, 56, 144, 3, 2, groups=144),
-    _square("efficientnet dw5x5 240 @28", 8, 240, 28, 240, 5, groups=240),
-    _square("convnext dw7x7 96 @56", 8, 96, 56, 96, 7, groups=96),
+    square("lenet conv1 5x5 1->6 @28", 256, 1, 28, 6, 5),
+    square("lenet conv2 5x5 6->16 @14", 256, 6, 14, 16, 5, padding=0),
+    square("cifar 3x3 3->64 @32", 128, 3, 32, 64, 3),
+    square("stem 7x7s2 3->64 @224", 8, 3, 224, 64, 7, 2),
+    square("resnet 3x3 64 @56", 8, 64, 56, 64, 3),
+    square("resnet 3x3 128 @28", 8, 128, 28, 128, 3),
+    square("resnet 3x3 256 @14", 8, 256, 14, 256, 3),
+    square("resnet 3x3 512 @7", 8, 512, 7, 512, 3),
+    square("resnet 3x3s2 128 @56", 8, 128, 56, 128, 3, 2),
+    square("vgg 3x3 64 @224", 1, 64, 224, 64, 3),
+    square("dilated 3x3d2 256 @28", 4, 256, 28, 256, 3, dilation=2),
+    square("1x1 256->64 @56", 8, 256, 56, 64, 1),
+    square("1x1 64->256 @56", 8, 64, 56, 256, 1),
+    square("1x1 1024->256 @14", 8, 1024, 14, 256, 1),
+    square("resnext 3x3g32 128 @56", 8, 128, 56, 128, 3, groups=32),
+    square("mobilenet dw3x3 144 @56", 8, 144, 56, 144, 3, groups=144),
+    square("mobilenet dw3x3s2 144 @56", 8, 144, 56, 144, 3, 2, groups=144),
+    square("efficientnet dw5x5 240 @28", 8, 240, 28, 240, 5, groups=240),
+    square("convnext dw7x7 96 @56", 8, 96, 56, 96, 7, groups=96),
 )
 # One image: latency instead of throughput.
 _SINGLE = ("lenet conv1", "lenet conv2", "stem", "resnet 3x3 64", "resnet 3x3 512", "1x1 256->64",
