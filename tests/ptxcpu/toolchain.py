@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
+TRANSLATOR = ("arithmetic", "collectives", "instructions", "memory", "module", "operands", "parse",
+              "ptx_types", "translate")  # fmt: skip
 RUNTIME_SOURCES = ("scheduler.cpp", "warp.cpp", "matrix.cpp", "profile.cpp")
 COMMON_FLAGS = [
     "-std=c++17",
@@ -137,9 +139,7 @@ def runtime_version():
 
 
 def translator_version():
-    return version(
-        "runtime/*", "parse.py", "ptx_types.py", "translate.py", "instructions.py", "module.py"
-    )
+    return version("runtime/*", *(f"{name}.py" for name in TRANSLATOR))
 
 
 def fake_runtime_version():

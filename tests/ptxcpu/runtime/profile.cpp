@@ -116,7 +116,7 @@ static std::string occupancy(const KernelInfo& k, const Block& b, int gpu) {
   apply(64 / warps, "threads");
   if (b.shared_size)
     apply(shared_per_sm / ((b.shared_size + 127) / 128 * 128 + 1024), "shared memory");
-  if (registers) apply(65536 / ((registers + 7) / 8 * 8 * 32) / ((warps + 3) / 4 * 4), "registers");
+  if (registers) apply(65536 / 4 / ((registers + 7) / 8 * 8 * 32) * 4 / warps, "registers");
   Json j;
   j.number("blocks_per_sm", blocks);
   j.number("occupancy", blocks * warps / 64.0);
