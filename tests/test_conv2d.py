@@ -282,3 +282,17 @@ def test_nan_and_infinity_reach_only_their_windows(dtype, target):
     assert y.isnan().equal(nan.expand(1, 9, 9, 40))
     assert y.isinf().equal(inf.expand(1, 9, 9, 40))
     assert (y[~(nan | inf).expand(1, 9, 9, 40)] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
+def test_nan_and_infinity_stay_in_their_groups(dtype, target):
+    x, w = torch.zeros(2, 12, 7, 9, dtype=dtype), torch.ones(18, 2, 3, 3, dtype=dtype)
+    x[0, 3, 3, 4], x[1, 8, 0, 0] = float("nan"), float("inf")
+    y = functional.conv2d(
+        x.to(target.device), w.to(target.device), padding=1, groups=6, **target.options
+    ).cpu()
+    nan, inf = torch.zeros_like(y, dtype=torch.bool), torch.zeros_like(y, dtype=torch.bool)
+    nan[0, 3:6, 2:5, 3:6], inf[1, 12:15, :2, :2] = True, True
+    assert y.isnan().equal(nan)
+    assert y.isinf().equal(inf)
+    assert (y[~(nan | inf)] == 0).all()

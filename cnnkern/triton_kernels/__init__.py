@@ -12,6 +12,7 @@ import importlib
 import os
 
 from cnnkern.ops import CUDA_OPS, _library, _ops
+from cnnkern.triton_kernels.plan import planned
 
 FAMILIES = {
     "conv2d": ("conv2d", "conv2d_input_grad"),
@@ -46,7 +47,8 @@ def _import(name: str):
             f"which does not import: {error}"
         ) from error
     module = importlib.import_module(f"{__name__}.{MODULES[name]}")
-    _implementations[name] = getattr(module, name)
+    function = getattr(module, name)
+    _implementations[name] = function if INTERPRETED else planned(function)
     return _implementations[name]
 
 

@@ -7,7 +7,6 @@ sm_80 and later), tiles no wider than the problem.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -22,15 +21,6 @@ class Tile:
     step: int
     warps: int
     stages: int
-
-
-@functools.cache
-def arch(device: int | None) -> int:
-    """Return the compute capability as 80, 90, ..., and 80 for Triton's interpreter."""
-    if device is None:
-        return 80
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
 
 
 # dtype class -> widest channels of the class -> tile.
@@ -55,8 +45,14 @@ _TILES = {
 }
 
 
-def conv2d_tile(dtype: torch.dtype, precision: str, channels: int, pixels: int, sm: int) -> Tile:
-    """Choose the tile for results of so many channels and pixels on architecture `sm`."""
+def conv2d_tile(
+    dtype: torch.dtype, precision: str, channels: int, pixels: int, sm: int, scattered: bool
+) -> Tile:
+    """Choose the tile for results of so many channels and pixels on architecture `sm`.
+
+    `scattered` says that memory is not known to run along a tile's rows: an address per element
+    takes registers, so that more threads share the tile.
+    """
     kind = "narrow" if dtype.itemsize == 2 else "wide"
     if dtype == torch.float32 and precision != "ieee":
         kind = "tf32"
@@ -65,9 +61,11 @@ def conv2d_tile(dtype: torch.dtype, precision: str, channels: int, pixels: int, 
     tile = table[width]
     if kind == "narrow" and width is None:
         if (channels + 127) // 128 * ((pixels + 127) // 128) < 64:
-            return table[64]  # too few tiles for the SMs
-        if sm >= 90:
-            return Tile(128, 128, 64, 8, 4)  # wgmma: 128x128 of two warpgroups, 32 KiB a stage
+            tile = table[64]  # too few tiles for the SMs
+        elif sm in (90, 100, 103) and not scattered:
+            return Tile(128, 128, 64, 8, 4)  # 32 KiB a stage, of 227
+    if scattered and kind != "wide" and tile.channels >= 64:
+        return Tile(tile.channels, tile.pixels, min(tile.step, 64 // dtype.itemsize), 8, 3)
     return tile
 
 
@@ -77,13 +75,14 @@ def depthwise_tile(major: str) -> Tile:
 
 
 def conv2d_weight_tile(
-    dtype: torch.dtype, precision: str, channels: int, columns: int, sm: int
+    dtype: torch.dtype, precision: str, channels: int, columns: int, sm: int, scattered: bool
 ) -> Tile:
     """Choose the tile of the weight's gradient; `pixels` are its columns, `step` counts pixels."""
-    tile = conv2d_tile(dtype, precision, channels, 1 << 30, sm)
+    tile = conv2d_tile(dtype, precision, channels, 1 << 30, sm, scattered)
     width = 64 if columns > 32 and dtype.itemsize <= 4 else 32
-    width = min(width, tile.pixels)
-    return Tile(tile.channels, width, 32, 4, tile.stages)
+    # Each operand has an address per element of its own here.
+    warps = 8 if tile.channels * width >= 4096 else 4
+    return Tile(tile.channels, width, 32, warps, min(tile.stages, 3))
 
 
 def pixel_chunk(pixels: int, programs: int, step: int) -> tuple[int, int]:

@@ -17,13 +17,14 @@ from cnnkern.ops import (
     conv2d_output_size,
     is_nhwc,
 )
-from cnnkern.triton_kernels.config import arch, conv2d_tile, depthwise_tile
+from cnnkern.triton_kernels.config import conv2d_tile, depthwise_tile
 from cnnkern.triton_kernels.conv2d_depthwise import conv2d_depthwise_kernel
 from cnnkern.triton_kernels.conv2d_fold import fold
 from cnnkern.triton_kernels.conv2d_gather import conv2d_gather_kernel
 from cnnkern.triton_kernels.launch import (
     MODES,
     accumulator,
+    arch,
     is_depthwise,
     launch,
     needs_int64,
@@ -100,7 +101,7 @@ def _gather(x, weight, bias, y, forward, stride, padding, dilation, groups, mode
         groups //= vec
     else:
         kernel, channels, parts = conv2d_gather_kernel, bundle * y_channels, -(-groups // bundle)
-        tile = conv2d_tile(x.dtype, ieee, channels, phase_pixels, arch(x.device.index))
+        tile = conv2d_tile(x.dtype, ieee, channels, phase_pixels, arch(x), major == "any")
         if major == "channels":
             w_major, w_strides = _weight_vectors(w_strides, vec)
             x_channels, y_channels = x_channels // vec, y_channels // vec

@@ -41,6 +41,47 @@ def phase_taps(a, pad, stride, dilation, gcd, inverse, step, taps):
     return first, count, (t - first * dilation) // stride
 
 
+@triton.jit
+def sum_of_taps(
+    x_ptr, w_ptr, only, y_group, acc, h0, w0, in_m, in_y, x_row, w_row, x_height, x_width,
+    x_channels, x_limit, x_c, x_h, x_w, w_x, w_r, w_s, count_h, count_w, first_r, first_s,
+    step_h, step_w, move_h, move_w, mode, INDEX: tl.constexpr, ACC: tl.constexpr,
+    PRECISION: tl.constexpr, PAD: tl.constexpr, BUNDLED: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """Add to acc the products of all taps, STEP channels at a time; of one group, if only >= 0."""
+    # One loop over taps and channels, which the compiler can pipeline as a whole.
+    steps = (x_limit + STEP - 1) // STEP
+    for k in range(count_h * count_w * steps):
+        tap = k // steps
+        r, s = tap // count_w, tap % count_w
+        c = (k % steps) * STEP + tl.arange(0, STEP)
+        in_c = c < x_limit
+        if BUNDLED:
+            c_group = c // x_channels
+            in_x = in_c & ((only < 0) | (c_group == only))
+        else:
+            in_x = in_c
+        h, w = h0 + r * move_h, w0 + s * move_w
+        if PAD:
+            h, w = padded_index(h, x_height, mode), padded_index(w, x_width, mode)
+        inside = in_m & (h >= 0) & (h < x_height) & (w >= 0) & (w < x_width)
+        offset = x_row + h.to(INDEX) * x_h + w.to(INDEX) * x_w
+        x = tl.load(
+            x_ptr + offset[None, :] + (c.to(INDEX) * x_c)[:, None],
+            mask=inside[None, :] & in_x[:, None], other=0.0,
+        )  # fmt: skip
+        tap_offset = (first_r + r * step_h).to(INDEX) * w_r
+        tap_offset += (first_s + s * step_w).to(INDEX) * w_s
+        in_w = in_y[:, None] & in_c[None, :]
+        if BUNDLED:  # block-diagonal: channels of different groups do not meet
+            in_w &= y_group[:, None] == c_group[None, :]
+            c = c % x_channels
+        offset = w_row[:, None] + (tap_offset + c.to(INDEX) * w_x)[None, :]
+        weight = tl.load(w_ptr + offset, mask=in_w, other=0.0)
+        acc = tl.dot(weight, x, acc, input_precision=PRECISION, out_dtype=ACC)
+    return acc
+
+
 @jit
 def conv2d_gather_kernel(
     x_ptr, w_ptr, bias_ptr, y_ptr, has_bias, bias_stride,
@@ -136,32 +177,29 @@ def conv2d_gather_kernel(
                 mask=in_y[:, None] & in_k[None, :], other=0.0,
             )  # fmt: skip
             acc = tl.dot(weight, x, acc, input_precision=PRECISION, out_dtype=ACC)
+    elif not BUNDLED:
+        acc = sum_of_taps(
+            x_ptr, w_ptr, -1, y_local, acc, h0, w0, in_m, in_y, x_row, w_row, x_height, x_width,
+            x_channels, x_limit, x_c, x_h, x_w, w_x, w_r, w_s, count_h, count_w, first_r, first_s,
+            step_h, step_w, move_h, move_w, mode, INDEX, ACC, PRECISION, PAD, BUNDLED, STEP,
+        )  # fmt: skip
     else:
-        # One loop over taps and channels, which the compiler can pipeline as a whole.
-        steps = (x_limit + STEP - 1) // STEP
-        for k in range(count_h * count_w * steps):
-            tap = k // steps
-            r, s = tap // count_w, tap % count_w
-            c = (k % steps) * STEP + tl.arange(0, STEP)
-            in_c = c < x_limit
-            h, w = h0 + r * move_h, w0 + s * move_w
-            if PAD:
-                h, w = padded_index(h, x_height, mode), padded_index(w, x_width, mode)
-            inside = in_m & (h >= 0) & (h < x_height) & (w >= 0) & (w < x_width)
-            offset = x_row + h.to(INDEX) * x_h + w.to(INDEX) * x_w
-            x = tl.load(
-                x_ptr + offset[None, :] + (c.to(INDEX) * x_c)[:, None],
-                mask=inside[None, :] & in_c[:, None], other=0.0,
+        # The zeros between groups turn infinities and NaNs of one into NaNs of the others. Where
+        # the result has any NaN, each group is done once more, with the others' input masked.
+        only, last = -1, 0
+        none = tl.zeros((CHANNELS, PIXELS), ACC)
+        while only < last:
+            part = sum_of_taps(
+                x_ptr, w_ptr, only, y_group, none, h0, w0, in_m, in_y, x_row, w_row, x_height,
+                x_width, x_channels, x_limit, x_c, x_h, x_w, w_x, w_r, w_s, count_h, count_w,
+                first_r, first_s, step_h, step_w, move_h, move_w, mode, INDEX, ACC, PRECISION, PAD,
+                BUNDLED, STEP,
             )  # fmt: skip
-            tap_offset = (first_r + r * step_h).to(INDEX) * w_r
-            tap_offset += (first_s + s * step_w).to(INDEX) * w_s
-            in_w = in_y[:, None] & in_c[None, :]
-            if BUNDLED:  # block-diagonal: channels of different groups do not meet
-                in_w &= y_group[:, None] == (c // x_channels)[None, :]
-                c = c % x_channels
-            offset = w_row[:, None] + (tap_offset + c.to(INDEX) * w_x)[None, :]
-            weight = tl.load(w_ptr + offset, mask=in_w, other=0.0)
-            acc = tl.dot(weight, x, acc, input_precision=PRECISION, out_dtype=ACC)
+            acc = tl.where((only < 0) | (y_group == only)[:, None], part, acc)
+            if only < 0:
+                any_nan = tl.max(tl.max((part != part).to(tl.int32), 1), 0)
+                last = any_nan * bundle_size
+            only += 1
 
     y = bundle_y + y_local
     bias = tl.load(bias_ptr + y.to(INDEX) * bias_stride, mask=in_y & (has_bias != 0), other=0.0)

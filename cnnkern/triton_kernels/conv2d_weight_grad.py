@@ -18,11 +18,12 @@ import triton.language as tl
 from torch import Tensor
 
 from cnnkern.ops import _check_floats, _check_grad_size, _new, conv2d_output_size
-from cnnkern.triton_kernels.config import arch, conv2d_weight_tile, pixel_chunk
+from cnnkern.triton_kernels.config import conv2d_weight_tile, pixel_chunk
 from cnnkern.triton_kernels.conv2d_gather import padded_index
 from cnnkern.triton_kernels.launch import (
     MODES,
     accumulator,
+    arch,
     is_depthwise,
     jit,
     launch,
@@ -227,8 +228,9 @@ def conv2d_weight_grad(
     if not flat and bundle == 1:
         one_to_one = R * S == max(*stride) == 1 and g.shape[2:] == x.shape[2:] and not any(padding)
         vec, major = vectors(g, x, k, C, one_to_one)
-    tile = conv2d_weight_tile(g.dtype, ieee, bundle * k, C * R * S if flat else bundle * C,
-                              arch(g.device.index))  # fmt: skip
+    tile = conv2d_weight_tile(
+        g.dtype, ieee, bundle * k, C * R * S if flat else bundle * C, arch(g), major == "any"
+    )
     channel_blocks = triton.cdiv(bundle * k, tile.channels)
     if flat:
         column_blocks = triton.cdiv(C * R * S, tile.pixels)

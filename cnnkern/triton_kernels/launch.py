@@ -7,8 +7,10 @@ is said by a constexpr; `VEC` alone makes addresses vectorisable, by counting in
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
-import os
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -16,8 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from cnnkern.ops import TRITON_ALGOS
+from cnnkern.triton_kernels.plan import note_launch
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 MAX_GRID = 2**31 - 1
 PRECISIONS = dict(zip(("auto", *TRITON_ALGOS), ("ieee", "ieee", "tf32", "tf32x3"), strict=True))
 MODES = {"zeros": 0, "reflect": 1, "replicate": 2, "circular": 3}
@@ -35,19 +37,61 @@ def jit(function):
     return triton.jit(function, do_not_specialize=numbers)
 
 
+@dataclass
+class Launch:
+    kernel: object
+    programs: int
+    args: tuple
+    meta: dict
+
+
+class Recorder:
+    """Inside ``with Recorder(sm) as launches``, launches are noted instead of made.
+
+    Tensors may then be on the meta device, as no kernel reads them, and are taken to be on a GPU of
+    compute capability `sm`, such as 80. It is how kernels are compiled ahead and overhead measured.
+    """
+
+    active: Recorder | None = None
+
+    def __init__(self, sm: int) -> None:
+        self.sm, self.launches = sm, []
+
+    def __enter__(self) -> list[Launch]:
+        Recorder.active = self
+        return self.launches
+
+    def __exit__(self, *_) -> None:
+        Recorder.active = None
+
+
+@functools.cache
+def _arch(device: int) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def arch(t: Tensor) -> int:
+    """Return the compute capability of a tensor's GPU as 80, 90, ...; the interpreter is an 80."""
+    if Recorder.active is not None:
+        return Recorder.active.sm
+    return _arch(t.device.index) if t.is_cuda else 80
+
+
 def launch(kernel, programs: int, like: Tensor, *args, **meta) -> None:
     """Run `programs` programs of a kernel on the device of `like`; none is no launch."""
     if programs == 0:
+        return
+    if Recorder.active is not None:
+        Recorder.active.launches.append(Launch(kernel, programs, args, meta))
         return
     if programs > MAX_GRID:
         raise RuntimeError(
             f"cnnkern: {kernel.__name__} would need {programs} programs, above CUDA's 2^31 - 1"
         )
-    if INTERPRETED or like.device.index == torch.cuda.current_device():
-        kernel[(programs,)](*args, **meta)
-        return
-    with torch.cuda.device(like.device):
-        kernel[(programs,)](*args, **meta)
+    with torch.cuda.device(like.device) if like.is_cuda else contextlib.nullcontext():
+        compiled = kernel[(programs,)](*args, **meta)
+    note_launch(compiled, programs, args, tuple(meta[n] for n in kernel.arg_names[len(args) :]))
 
 
 def accumulator(dtype: torch.dtype):
