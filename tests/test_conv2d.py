@@ -101,7 +101,7 @@ def cuda_algorithms() -> list[str]:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
 @pytest.mark.parametrize("case", CONVS, ids=str)
 def test_every_algorithm_on_a_gpu(case, dtype, format):
     operands = arguments(case, dtype, format, "cuda")
