@@ -1,13 +1,16 @@
-"""What run_gpu.py says where the GPU tests cannot run, and what it exits with."""
+"""What run_gpu.py says where the GPU tests cannot run, what it exits with, and what it runs."""
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
 import pytest
 import run_gpu
 import torch
+from cases import CONVS, FUSED
+from gpu import LAYOUTS, NARROW, RIG_MACS_IN_BOTH_LAYOUTS, left_to_a_real_gpu
 
 from cnnkern import _cuda_library
 
@@ -65,3 +68,25 @@ def test_a_run_that_selects_nothing_passes(status, passed, capsys):
     assert result.passed is passed
     assert result.last_line == "said"
     assert "---- name ----\nsaid" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("case", CONVS + FUSED, ids=str)
+def test_the_emulator_runs_every_case(case):
+    kept = [
+        (dtype, format)
+        for dtype in (torch.float32, torch.float64, *NARROW)
+        for format in LAYOUTS
+        if not left_to_a_real_gpu("test", {"case": case, "dtype": dtype, "format": format})
+    ]
+    dtypes = [dtype for dtype, _ in kept]
+    large = getattr(case, "conv", case).macs > RIG_MACS_IN_BOTH_LAYOUTS
+    assert dtypes.count(torch.float32) == (1 if large else 2)
+    assert dtypes.count(torch.float64) == 1
+    assert sum(dtype in NARROW for dtype in dtypes) == 1
+    assert {format for _, format in kept} == set(LAYOUTS)
+
+
+def test_a_case_that_is_too_large_is_left_to_a_real_gpu():
+    case = next(case for case in CONVS if case.name == "channels128")
+    wide = dataclasses.replace(case, input=(2, *case.input[1:]))
+    assert "multiply-adds" in left_to_a_real_gpu("test", {"case": wide})
