@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
+
+# Last, or it would hide the library that sanitize.sh puts in front.
+sys.path.append(str(Path(__file__).parent.parent))
 
 from bench.gpu_static import short_names, summary
 from bench.sass import MATH, Usage, main_loops, occupancy
