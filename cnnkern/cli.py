@@ -306,6 +306,24 @@ def info_command() -> None:
         typer.echo(f"{fact + ':':<18}{value}")
 
 
+@app.command("aot")
+@_one_line_errors
+def aot_command(
+    arch: Annotated[int, typer.Option(help="Compute capability times ten: 80, 90, ...")],
+    out: Annotated[Path, typer.Option(help="Folder for the cubins and their JSON.")],
+    calls: Annotated[
+        Path | None, typer.Option(help="JSON list of calls; by default LeNet's blocks.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of the default calls.")] = "float32",
+) -> None:
+    """Compile Triton kernels for the shapes of a list of calls; no GPU is needed."""
+    from cnnkern.triton_kernels import aot
+
+    wanted = aot.default_calls(dtype) if calls is None else json.loads(calls.read_text())
+    for path in aot.write(arch, wanted, out):
+        typer.echo(path)
+
+
 def plot_curves(history: Sequence[dict[str, Any]], path: str | Path) -> None:
     """Draw train loss, train accuracy and test accuracy over the epochs, as the book does.
 

@@ -39,6 +39,8 @@ def compile_launch(launch: Launch, sm: int):
         if name in meta:
             value = meta[name]
             signature[name], constexprs[(i,)] = "constexpr", value
+        elif isinstance(value, triton.language.constexpr):
+            signature[name], constexprs[(i,)] = "constexpr", value.value
         elif isinstance(value, Tensor):
             signature[name] = f"*{_TYPES[value.dtype]}"
             attributes[(i,)] = [["tt.divisibility", 16]]

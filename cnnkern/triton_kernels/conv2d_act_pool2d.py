@@ -72,11 +72,11 @@ def conv2d_act_pool2d_kernel(
 
     pixel = tl.arange(0, PIXELS)
     window, tap = first_window + pixel // TAPS, pixel % TAPS
-    n, row, col = window // (P * Q), window // Q % P, window % Q
+    n, row, col = window // (P * Q), (window // Q % P).to(tl.int32), (window % Q).to(tl.int32)
     row, col = row * POOL_R + tap // POOL_S, col * POOL_S + tap % POOL_S
     in_m = window < windows
     h0, w0 = row * stride_h - pad_h, col * stride_w - pad_w
-    x_base = n * x_n + h0 * x_h + w0 * x_w
+    x_base = n * x_n + h0.to(INDEX) * x_h + w0.to(INDEX) * x_w
 
     acc = tl.zeros((CHANNELS, PIXELS), ACC)
     for start in range(0, C * taps, STEP):
@@ -93,7 +93,9 @@ def conv2d_act_pool2d_kernel(
         inside = in_i[:, None] & in_m[None, :]
         if PADDED:
             h, w = h0[None, :] + dh[:, None], w0[None, :] + dw[:, None]
-            inside &= (h >= 0) & (h < H) & (w >= 0) & (w < W)
+            # As unsigned numbers, negative ones are too large: one comparison for two.
+            inside &= h.to(tl.uint32, bitcast=True) < H.to(tl.uint32)
+            inside &= w.to(tl.uint32, bitcast=True) < W.to(tl.uint32)
         x = tl.load(x_ptr + place, mask=inside, other=0.0)
         acc = tl.dot(weight, x, acc, input_precision=PRECISION, out_dtype=ACC)
 
@@ -101,7 +103,7 @@ def conv2d_act_pool2d_kernel(
     acc += bias.to(ACC)[:, None]
     value = activate(acc, ACT)
     if SAVE:
-        place = (n * saved_n + row * saved_h + col * saved_w)[None, :]
+        place = (n * saved_n + row.to(INDEX) * saved_h + col.to(INDEX) * saved_w)[None, :]
         place += (k.to(INDEX) * saved_c)[:, None]
         # What backward differentiates at: see act_pool2d_saves.
         saved = acc if ACT == "gelu" or ACT == "silu" else value
@@ -147,14 +149,16 @@ def run_one_kernel(
     (N, C, H, W), (K, _, R, S), (P, Q) = x.shape, weight.shape, y.shape[2:]
     windows = N * P * Q
     channels = min(32, max(16 if x.itemsize == 2 else 8, triton.next_power_of_2(K)))
-    pixels, step = (128, 32) if x.itemsize == 2 else (128, 16) if x.itemsize == 4 else (64, 8)
+    pixels, step = (64, 8) if x.itemsize == 8 else (128, 16)
+    # With these known, no index is divided by a number that is not.
+    S, taps = (tl.constexpr(i) if (R, S) in ((3, 3), (5, 5)) else i for i in (S, R * S))
     blocks = triton.cdiv(K, channels)
     inside = all(pad == 0 for pad in padding)
     launch(
         conv2d_act_pool2d_kernel, triton.cdiv(windows * window[0] * window[1], pixels) * blocks, x,
         x, weight, weight if bias is None else bias, y, y if saved is None else saved,
         y if offsets is None else offsets, int(bias is not None),
-        0 if bias is None else bias.stride(0), windows, C, H, W, K, S, R * S, P, Q, *x.stride(),
+        0 if bias is None else bias.stride(0), windows, C, H, W, K, S, taps, P, Q, *x.stride(),
         *weight.stride(), *y.stride(), *(y if saved is None else saved).stride(),
         *stride, padding[2], padding[0], *dilation, blocks,
         ACC=accumulator(x.dtype), PRECISION=ieee,

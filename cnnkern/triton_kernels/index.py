@@ -67,16 +67,15 @@ def unravel(
 
 
 @triton.jit
-def flat_index(units, VEC: tl.constexpr, BIG: tl.constexpr, BLOCK: tl.constexpr):
-    """Return this program's flat indices in units of VEC, the place in the unit, and the mask.
+def flat_index(units, VEC: tl.constexpr, BIG: tl.constexpr, UNITS: tl.constexpr):
+    """Return this program's flat indices in units of VEC, places in the unit, and the mask.
 
-    Units make the compiler see that VEC neighbours share everything but their channel, and that a
-    mask never cuts through them: it then reads and writes them as one vector.
+    They are [UNITS, 1], [1, VEC] and [UNITS, 1]: what is a unit's own is computed once for it, and
+    a mask cannot cut through one, so that it is read and written as a vector.
     """
     INDEX: tl.constexpr = tl.int64 if BIG else tl.int32
-    lane = tl.arange(0, BLOCK)
-    unit = tl.program_id(0).to(INDEX) * (BLOCK // VEC) + lane // VEC
-    return unit, lane % VEC, unit < units
+    unit = tl.program_id(0).to(INDEX) * UNITS + tl.arange(0, UNITS)[:, None]
+    return unit, tl.arange(0, VEC)[None, :], unit < units
 
 
 def vector(nhwc: bool, *tensors: Tensor) -> int:
@@ -125,6 +124,6 @@ class Walk:
             "NHWC": self.nhwc,
             "VEC": self.vec,
             "BIG": self.big,
-            "BLOCK": THREADS * self.vec,
+            "UNITS": THREADS,
             "num_warps": THREADS // 32,
         }

@@ -89,11 +89,11 @@ def gather_kernel(
     x_ptr, at_ptr, y_ptr, units, C, C_magic, P, P_magic, Q, Q_magic, H, W,
     x_n, x_c, x_h, x_w, at_n, at_c, at_h, at_w, S, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w,
     SAVED: tl.constexpr, NHWC: tl.constexpr, VEC: tl.constexpr, BIG: tl.constexpr,
-    BLOCK: tl.constexpr,
+    UNITS: tl.constexpr,
 ):  # fmt: skip
-    """Read BLOCK elements of planes H x W at their positions."""
+    """Read UNITS * VEC elements of planes H x W at their positions."""
     INDEX: tl.constexpr = tl.int64 if BIG else tl.int32
-    unit, lane, mask = flat_index(units, VEC, BIG, BLOCK)
+    unit, lane, mask = flat_index(units, VEC, BIG, UNITS)
     n, c, p, q = unravel(unit, C, C_magic, P, P_magic, Q, Q_magic, NHWC, BIG)
     place = (n * at_n + c * at_c + p * at_h + q * at_w) * VEC + lane
     at = tl.load(at_ptr + place, mask=mask, other=0)

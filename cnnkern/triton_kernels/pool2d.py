@@ -74,11 +74,11 @@ def pool2d_kernel(
     x_ptr, y_ptr, saved_ptr, units, C, C_magic, P, P_magic, Q, Q_magic, H, W, x_n, x_c, x_h, x_w,
     R, S, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, include_pad, divisor,
     KIND: tl.constexpr, SAVE: tl.constexpr, ACT: tl.constexpr, ADAPTIVE: tl.constexpr,
-    NHWC: tl.constexpr, VEC: tl.constexpr, BIG: tl.constexpr, BLOCK: tl.constexpr,
+    NHWC: tl.constexpr, VEC: tl.constexpr, BIG: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
-    """Pool BLOCK outputs; ACT is applied to what is read."""
+    """Pool UNITS * VEC outputs; ACT is applied to what is read."""
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    unit, lane, mask = flat_index(units, VEC, BIG, BLOCK)
+    unit, lane, mask = flat_index(units, VEC, BIG, UNITS)
     n, c, p, q = unravel(unit, C, C_magic, P, P_magic, Q, Q_magic, NHWC, BIG)
     h0 = window_start(p, H, P, stride_h, pad_h, ADAPTIVE)
     w0 = window_start(q, W, Q, stride_w, pad_w, ADAPTIVE)
@@ -88,13 +88,14 @@ def pool2d_kernel(
     base = (n * x_n + c * x_c) * VEC + lane
 
     if KIND == "max":
-        value = tl.full((BLOCK,), -float("inf"), ACC)
+        value = tl.full((UNITS, VEC), -float("inf"), ACC)
         # The first tap inside the plane: the choice where nothing is larger than -inf.
         r0 = (tl.maximum(-h0, 0) + dil_h - 1) // dil_h
         s0 = (tl.maximum(-w0, 0) + dil_w - 1) // dil_w
         at = (h0 + r0 * dil_h) * W + w0 + s0 * dil_w if SAVE == "indices" else r0 * S + s0
+        at = tl.broadcast_to(at, (UNITS, VEC))
     else:
-        value = tl.zeros((BLOCK,), ACC)
+        value = tl.zeros((UNITS, VEC), ACC)
     for r in range(R):
         h = h0 + r * dil_h
         inside_h = mask & (h >= 0) & (h < h_end)

@@ -33,7 +33,6 @@ from cnnkern.triton_kernels.pool2d import (
     adaptive_window,
     check_adaptive_size,
     check_divisor,
-    divided,
     window_arguments,
     window_divisor,
     window_start,
@@ -55,22 +54,22 @@ def pool2d_grad_kernel(
     R, S, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, covers_h, covers_w, include_pad, divisor,
     KIND: tl.constexpr, SAVED: tl.constexpr, ACT: tl.constexpr, DILATED: tl.constexpr,
     ADAPTIVE: tl.constexpr,
-    NHWC: tl.constexpr, VEC: tl.constexpr, BIG: tl.constexpr, BLOCK: tl.constexpr,
+    NHWC: tl.constexpr, VEC: tl.constexpr, BIG: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
-    """Compute BLOCK elements of dx.
+    """Compute UNITS * VEC elements of dx.
 
     `value` is what the activation's derivative is taken at: of the windows' results, for a max pool
     behind relu, sigmoid or tanh, else of the elements.
     """
     ACC: tl.constexpr = tl.float64 if dx_ptr.dtype.element_ty == tl.float64 else tl.float32
     BY_WINDOW: tl.constexpr = KIND == "max" and (ACT == "relu" or ACT == "sigmoid" or ACT == "tanh")
-    unit, lane, mask = flat_index(units, VEC, BIG, BLOCK)
+    unit, lane, mask = flat_index(units, VEC, BIG, UNITS)
     n, c, h, w = unravel(unit, C, C_magic, H, H_magic, W, W_magic, NHWC, BIG)
     dy_base = (n * dy_n + c * dy_c) * VEC + lane
     saved_base = (n * saved_n + c * saved_c) * VEC + lane
     value_base = (n * value_n + c * value_c) * VEC + lane
 
-    total = tl.zeros((BLOCK,), ACC)
+    total = tl.zeros((UNITS, VEC), ACC)
     if KIND == "none":
         dy = tl.load(dy_ptr + (dy_base + (h * dy_h + w * dy_w) * VEC), mask=mask, other=0.0)
         total += dy.to(ACC)
@@ -95,26 +94,27 @@ def pool2d_grad_kernel(
                 if DILATED:
                     take &= s % dil_w == 0
                     s = s // dil_w
-                if KIND == "max":
-                    at = tl.load(
-                        saved_ptr + (saved_base + (p * saved_h + q * saved_w) * VEC),
-                        mask=take, other=0,
-                    )  # fmt: skip
-                    if SAVED == "offsets":
-                        take &= at.to(tl.int32) == r * S + s
-                    else:
-                        take &= at == (h * W + w).to(tl.int64)
                 place = dy_base + (p * dy_h + q * dy_w) * VEC
                 dy = tl.load(dy_ptr + place, mask=take, other=0.0).to(ACC)
                 if KIND == "avg":
                     count = window_divisor(h0, h1, H, pad_h, include_pad)
                     count *= window_divisor(w0, w1, W, pad_w, include_pad)
                     # Windows that do not exist may count nothing.
-                    dy = divided(dy, tl.where(take, tl.where(divisor != 0, divisor, count), 1))
-                elif BY_WINDOW:
-                    place = value_base + (p * value_h + q * value_w) * VEC
-                    y = tl.load(value_ptr + place, mask=take, other=0.0).to(ACC)
-                    dy = tl.where(take, dy * derivative(y, ACT), 0.0)
+                    count = tl.where(take, tl.where(divisor != 0, divisor, count), 1)
+                    dy = dy / count.to(ACC)
+                else:
+                    # All are loaded where the window exists, not only for maxima: as vectors.
+                    if BY_WINDOW:
+                        place = value_base + (p * value_h + q * value_w) * VEC
+                        y = tl.load(value_ptr + place, mask=take, other=0.0).to(ACC)
+                        dy *= derivative(y, ACT)
+                    place = saved_base + (p * saved_h + q * saved_w) * VEC
+                    at = tl.load(saved_ptr + place, mask=take, other=0)
+                    if SAVED == "offsets":
+                        take &= at.to(tl.int32) == r * S + s
+                    else:
+                        take &= at == (h * W + w).to(tl.int64)
+                    dy = tl.where(take, dy, 0.0)
                 total += dy
     if ACT != "none" and not BY_WINDOW:
         place = value_base + (h * value_h + w * value_w) * VEC
