@@ -444,3 +444,21 @@ def test_lp_pool2d():
     ):
         with refused("lp_pool2d", "norm_type", repr(p), errors=error):
             functional.lp_pool2d(X, p, 2)
+
+
+def test_triton_kernels_need_cuda_tensors():
+    x, w = tensor(1, 4, 6, 6), tensor(4, 4, 3, 3)
+    for op, first, call in (
+        ("conv2d", "input", lambda: functional.conv2d(x, w, algo="triton")),
+        ("conv2d_input_grad", "grad", lambda: functional.conv_transpose2d(x, w, algo="triton")),
+        ("conv2d", "input", lambda: functional.conv2d(x, w, algo="triton_tf32")),
+        ("max_pool2d", "input", lambda: functional.max_pool2d(x, 2, algo="triton")),
+    ):
+        message = f"^cnnkern::{op}: algo='triton' needs CUDA tensors, got {first} on the CPU"
+        with pytest.raises(RuntimeError, match=message):
+            call()
+
+
+def test_algorithms_of_pools():
+    with pytest.raises(RuntimeError, match="^cnnkern::avg_pool2d: algo must be .* got 'direct'"):
+        functional.avg_pool2d(tensor(1, 4, 6, 6), 2, algo="direct")

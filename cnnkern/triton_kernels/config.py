@@ -25,7 +25,8 @@ class Tile:
 
 # dtype class -> widest channels of the class -> tile.
 _TILES = {
-    "wide": {  # float64, and float32 multiplied exactly: FMAs, no tensor cores
+    # float64, float32 multiplied exactly, and all of sm_75, for which Triton has FMAs only.
+    "wide": {
         16: Tile(16, 64, 16, 4, 2),
         32: Tile(32, 64, 16, 4, 2),
         None: Tile(64, 64, 16, 4, 2),
@@ -53,8 +54,10 @@ def conv2d_tile(
     `scattered` says that memory is not known to run along a tile's rows: an address per element
     takes registers, so that more threads share the tile.
     """
-    kind = "narrow" if dtype.itemsize == 2 else "wide"
-    if dtype == torch.float32 and precision != "ieee":
+    kind = "wide"
+    if sm >= 80 and dtype.itemsize == 2:
+        kind = "narrow"
+    elif sm >= 80 and dtype == torch.float32 and precision != "ieee":
         kind = "tf32"
     table = _TILES[kind]
     width = next((w for w in table if w is not None and channels <= w), None)
@@ -82,7 +85,8 @@ def conv2d_weight_tile(
     width = 64 if columns > 32 and dtype.itemsize <= 4 else 32
     # Each operand has an address per element of its own here.
     warps = 8 if tile.channels * width >= 4096 else 4
-    return Tile(tile.channels, width, 32, warps, min(tile.stages, 3))
+    step = 32 if sm >= 80 else 16
+    return Tile(tile.channels, width, step, warps, min(tile.stages, 3))
 
 
 def pixel_chunk(pixels: int, programs: int, step: int) -> tuple[int, int]:

@@ -119,6 +119,8 @@ def conv2d_gather_kernel(
     elif MAJOR == "pixels":
         x_n, x_c, x_w, y_n, y_c, y_w = x_n * VEC, x_c * VEC, 1, y_n * VEC, y_c * VEC, 1
         x_width, y_width = x_width * VEC, y_width * VEC
+        # One row, one tap: told as constants, these leave the alignment of the rest known.
+        x_h, y_h, move_h, move_w = 0, 0, 0, 0
     if W_MAJOR == "x":
         w_group, w_y, w_r, w_s, w_x = w_group * VEC, w_y * VEC, w_r * VEC, w_s * VEC, 1
     elif W_MAJOR == "y":

@@ -64,6 +64,7 @@ def conv2d_weight_grad_kernel(
     elif MAJOR == "pixels":
         g_n, g_c, g_w, x_n, x_c, x_w = g_n * VEC, g_c * VEC, 1, x_n * VEC, x_c * VEC, 1
         g_width, x_width = g_width * VEC, x_width * VEC
+        g_h = 0
 
     k_limit, c_limit = g_channels, x_channels
     if BUNDLED:

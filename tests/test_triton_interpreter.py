@@ -1,0 +1,46 @@
+"""The Triton convolutions under Triton's interpreter: a second opinion without a compiler.
+
+float32 only: the interpreter's dot products of 16-bit types are not what a GPU computes. It is
+chosen by an environment variable that Triton reads on import, so the cases run in a process.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+# One for each path of the kernels; the whole table runs compiled.
+CASES = (
+    "lenet2", "pointwise", "pointwise_tile", "channels9", "stride2", "stride_exceeds_kernel",
+    "dilation_stride", "groups2", "groups_narrow", "depthwise", "depthwise_multiplier",
+    "asymmetric", "huge_padding", "reflect", "replicate", "circular", "batch0",
+)  # fmt: skip
+PROGRAM = """
+import sys
+
+import torch
+from test_conv2d import BY_NAME, arguments, check
+
+torch.use_deterministic_algorithms(True)
+for name in sys.argv[1:]:
+    for format in ("contiguous", "channels_last"):
+        check(BY_NAME[name], torch.float32, *arguments(BY_NAME[name], torch.float32, format),
+              algo="triton")
+print("done")
+"""
+
+
+def test_convolutions():
+    pytest.importorskip("triton")
+    paths = [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *CASES],
+        env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.stdout.endswith("done\n"), result.stderr
