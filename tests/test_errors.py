@@ -460,5 +460,5 @@ def test_triton_kernels_need_cuda_tensors():
 
 
 def test_algorithms_of_pools():
-    with pytest.raises(RuntimeError, match="^cnnkern::avg_pool2d: algo must be .* got 'direct'"):
+    with pytest.raises(RuntimeError, match=r"^cnnkern::avg_pool2d: algo must be .* got 'direct'"):
         functional.avg_pool2d(tensor(1, 4, 6, 6), 2, algo="direct")

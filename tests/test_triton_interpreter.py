@@ -16,9 +16,8 @@ import pytest
 TESTS = Path(__file__).parent
 # One for each path of the kernels; the whole table runs compiled.
 CASES = (
-    "lenet2", "pointwise", "pointwise_tile", "channels9", "stride2", "stride_exceeds_kernel",
-    "dilation_stride", "groups2", "groups_narrow", "depthwise", "depthwise_multiplier",
-    "asymmetric", "huge_padding", "reflect", "replicate", "circular", "batch0",
+    "lenet2", "pointwise_tile", "stride_exceeds_kernel", "dilation_stride", "groups_narrow",
+    "depthwise", "depthwise_multiplier", "asymmetric", "replicate", "circular", "batch0",
 )  # fmt: skip
 PROGRAM = """
 import sys
