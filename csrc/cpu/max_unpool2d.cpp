@@ -35,16 +35,11 @@ void run(const char* op, const IndexJob& job) {
   fail(op, "indices must lie in [0, ", job.plane, "), got ", job.indices[bad.index()]);
 }
 
-void check_index_dtype(const char* op, const Tensor& indices) {
-  if (indices.scalar_type() != ScalarType::Long)
-    fail(op, "indices must be int64, got ", torch::headeronly::toString(indices.scalar_type()));
-}
-
 // `size` is [N, C, H, W] of what is scattered into.
 Tensor scatter(const char* op, IndexMove move, const char* name, const Tensor& input,
                const Tensor& indices, const Ints& size, bool nhwc) {
   const DType dtype = dtype_of(op, name, input);
-  check_index_dtype(op, indices);
+  check_index_dtype(op, indices, false);
   check_size_is(op, name, input, sizes_of(indices));
   const Tensor from = dense(input, nhwc), at = dense(indices, nhwc);
   Tensor result = new_output(input, size, nhwc);
@@ -70,7 +65,7 @@ Tensor max_unpool2d_grad(Tensor grad, Tensor indices) {
   const Ints plane = sizes_of(grad), pooled = sizes_of(indices);
   check_sizes(op, "grad", plane, "[N, C, H, W]");
   check_sizes(op, "indices", pooled, "[N, C, P, Q]");
-  check_index_dtype(op, indices);
+  check_index_dtype(op, indices, false);
   if (plane[0] != pooled[0] || plane[1] != pooled[1])
     fail(op, "indices must have the N and C of grad, got ", to_string(pooled), " and ",
          to_string(plane));
@@ -90,6 +85,7 @@ Tensor max_pool2d_gather(Tensor input, Tensor indices, Ints kernel_size, Ints st
   const DType dtype = dtype_of(op, "input", input);
   const PoolParams p =
       make_saved_pool_params(op, sizes_of(input), indices, kernel_size, stride, padding, dilation);
+  check_index_dtype(op, indices, true);
   const bool nhwc = is_nhwc(indices);
   const Tensor from = dense(input, nhwc), at = dense(indices, nhwc);
   Tensor result = new_output(input, sizes_of(indices), nhwc);
@@ -98,11 +94,8 @@ Tensor max_pool2d_gather(Tensor input, Tensor indices, Ints kernel_size, Ints st
   job.p = p;
   if (indices.scalar_type() == ScalarType::Byte)
     job.offsets = static_cast<const uint8_t*>(at.data_ptr());
-  else if (indices.scalar_type() == ScalarType::Long)
-    job.indices = static_cast<const int64_t*>(at.data_ptr());
   else
-    fail(op, "indices must be uint8 or int64, got ",
-         torch::headeronly::toString(indices.scalar_type()));
+    job.indices = static_cast<const int64_t*>(at.data_ptr());
   run(op, job);
   return result;
 }

@@ -22,8 +22,7 @@ Tensor pool2d(const char* op, const PoolParams& p, PoolKind kind, const Tensor& 
   else if (saved)
     job.indices = static_cast<int64_t*>(saved->data_ptr());
   // Lanes hold positions as int32 beside float32 values.
-  if (saved && p.H * p.W > kMaxExtent)
-    fail(op, "input must have planes of less than 2^31 elements, got ", to_string(sizes_of(input)));
+  if (saved) check_pool_plane(op, "input", sizes_of(input));
   const PoolParallel parallel{op};
   CNNKERN_ISA_CALL(pool2d_fprop(job, parallel));
   return output;
@@ -34,16 +33,12 @@ std::tuple<Tensor, Tensor> max_pool2d(Tensor input, Ints kernel_size, Ints strid
   const char* op = "max_pool2d";
   const PoolParams p =
       make_pool_params(op, sizes_of(input), kernel_size, stride, padding, dilation, ceil_mode);
+  check_pool_save(op, save, kernel_size);
   const bool nhwc = is_nhwc(input);
   if (save == "none") {
     Tensor output = pool2d(op, p, PoolKind::kMax, input, nhwc, nullptr);
     return {output, new_output(input, {0}, false, ScalarType::Byte)};
   }
-  if (save != "offsets" && save != "indices")
-    fail(op, "save must be 'none', 'offsets' or 'indices', got '", save, "'");
-  if (save == "offsets" && p.R * p.S > kMaxOffsets)
-    fail(op, "save='offsets' needs a window of at most ", kMaxOffsets,
-         " elements, got kernel_size ", to_string(kernel_size));
   Tensor saved = new_output(input, {p.N, p.C, p.P, p.Q}, nhwc,
                             save == "offsets" ? ScalarType::Byte : ScalarType::Long);
   Tensor output = pool2d(op, p, PoolKind::kMax, input, nhwc, &saved);

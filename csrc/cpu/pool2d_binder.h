@@ -4,8 +4,8 @@
 #include <cstdlib>
 #include <new>
 
-#include "check.h"
 #include "pool2d.h"
+#include "pool2d_check.h"
 
 namespace cnnkern {
 
@@ -85,11 +85,6 @@ class FirstBad {
  private:
   mutable std::atomic<int64_t> first_{INT64_MAX};
 };
-
-// The geometry of max_pool2d behind `indices`, which may come from ceil_mode or not.
-PoolParams make_saved_pool_params(const char* op, const Ints& input_size, const Tensor& indices,
-                                  const Ints& kernel_size, const Ints& stride, const Ints& padding,
-                                  const Ints& dilation);
 
 // Scatter-add of `grad` by int64 `indices` into a new [N, C, H, W] tensor.
 Tensor scatter_add_by_index(const char* op, const Tensor& grad, const Tensor& indices,

@@ -6,26 +6,6 @@
 
 namespace cnnkern {
 
-PoolParams make_saved_pool_params(const char* op, const Ints& input_size, const Tensor& indices,
-                                  const Ints& kernel_size, const Ints& stride, const Ints& padding,
-                                  const Ints& dilation) {
-  PoolParams p = make_pool_params(op, input_size, kernel_size, stride, padding, dilation, true);
-  if (indices.scalar_type() == ScalarType::Byte && p.R * p.S > kMaxOffsets)
-    fail(op, "indices must be int64 where a window has over ", kMaxOffsets,
-         " elements, got uint8 for kernel_size ", to_string(kernel_size));
-  const Ints got = sizes_of(indices);
-  check_sizes(op, "indices", got, "[N, C, P, Q]");
-  const int64_t floor_P = pool_out_size(p.H, p.pad_h, p.R, p.stride_h, p.dil_h, false);
-  const int64_t floor_Q = pool_out_size(p.W, p.pad_w, p.S, p.stride_w, p.dil_w, false);
-  const Ints ceil_mode{p.N, p.C, p.P, p.Q}, floor_mode{p.N, p.C, floor_P, floor_Q};
-  if (got != ceil_mode && got != floor_mode)
-    fail(op, "indices must be ", to_string(floor_mode), " or, in ceil_mode, ", to_string(ceil_mode),
-         ", got ", to_string(got));
-  p.P = got[2];
-  p.Q = got[3];
-  return p;
-}
-
 namespace {
 
 // Refuses offsets of elements outside the window or the plane. A whole window takes any below R*S;
@@ -79,11 +59,9 @@ Tensor max_pool2d_grad(Tensor grad, Tensor indices, Ints input_size, Ints kernel
   const DType dtype = dtype_of(op, "grad", grad);
   const PoolParams p =
       make_saved_pool_params(op, input_size, indices, kernel_size, stride, padding, dilation);
+  check_index_dtype(op, indices, true);
   if (indices.scalar_type() == ScalarType::Long)
     return scatter_add_by_index(op, grad, indices, input_size);
-  if (indices.scalar_type() != ScalarType::Byte)
-    fail(op, "indices must be uint8 or int64, got ",
-         torch::headeronly::toString(indices.scalar_type()));
   check_size_is(op, "grad", grad, {p.N, p.C, p.P, p.Q});
   const bool nhwc = is_nhwc(indices);
   const Tensor from = dense(grad, nhwc), offsets = dense(indices, nhwc);
@@ -131,8 +109,7 @@ Tensor adaptive_avg_pool2d_grad(Tensor grad, Ints input_size) {
 Tensor adaptive_max_pool2d_grad(Tensor grad, Tensor indices, Ints input_size) {
   const char* op = "adaptive_max_pool2d_grad";
   check_sizes(op, "indices", sizes_of(indices), "[N, C, P, Q]");
-  if (indices.scalar_type() != ScalarType::Long)
-    fail(op, "indices must be int64, got ", torch::headeronly::toString(indices.scalar_type()));
+  check_index_dtype(op, indices, false);
   make_adaptive_pool_params(op, input_size, {indices.size(2), indices.size(3)});
   return scatter_add_by_index(op, grad, indices, input_size);
 }
