@@ -296,3 +296,21 @@ def test_nan_and_infinity_stay_in_their_groups(dtype, target):
     assert y.isnan().equal(nan)
     assert y.isinf().equal(inf)
     assert (y[~(nan | inf)] == 0).all()
+
+
+@pytest.mark.parametrize(("algo", "bits"), (("triton_tf32", 11), ("triton_tf32x3", 21)))
+def test_precisions_of_float32_on_tensor_cores(algo, bits, gpu):
+    """TF32 keeps 10 bits and rounds; three products of it come close to float32."""
+    if gpu.algo != "triton":
+        return  # the CUDA kernels have names of their own
+    case = BY_NAME["vgg"]
+    x, w, b, g = arguments(case, torch.float32, "channels_last", gpu.device)
+    expected = conv_expected(case)
+    y = call(case, x, w, b, algo=algo)
+    results = {"output": y} | dict(
+        zip(("input", "weight"), torch.autograd.grad(y, (x, w), g), strict=True)
+    )
+    for name, result in results.items():
+        error = (result.detach().cpu().double() - expected[name]).abs().max()
+        assert error <= 2**-bits * expected[name].abs().max() * 2, name
+        assert bits > 20 or error > 0, name
