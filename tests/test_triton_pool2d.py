@@ -9,6 +9,8 @@ import torch
 from cases import assert_close, layout, values
 
 pytest.importorskip("triton")
+from cnnkern import reference
+from cnnkern.triton_kernels import conv2d_act_pool2d, index, max_unpool2d, pool2d, pool2d_grad
 from cnnkern.triton_kernels.conv2d_act_pool2d import fits_one_kernel
 from cnnkern.triton_kernels.index import magic
 
@@ -72,6 +74,36 @@ def test_positions_that_repeat_or_lie_outside(dtype, format):
     assert_close(y.flatten(2), total, dtype, 8)
     y = ops.max_unpool2d_grad.triton(layout(plane.to("cuda"), format), there)
     assert y.cpu().equal(read)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("format", ("contiguous", "channels_last"))
+def test_indices_of_64_bits(format, monkeypatch):
+    """As tensors of 2^31 elements have them, on small ones."""
+    for module in (index, max_unpool2d, conv2d_act_pool2d):
+        monkeypatch.setattr(module, "needs_int64", lambda *tensors: True)
+    window = (3, 2), (2, 3), (1, 1)
+    x = values((2, 8, 9, 10), 0, 1 / 16)
+    given = layout(x.float().to("cuda"), format)
+    y, saved = pool2d.max_pool2d(given, *window, save="offsets")
+    expected, at = reference.max_pool2d(x, *window)
+    assert y.cpu().double().equal(expected)
+    g = values(y.shape, 1, 1 / 16)
+    _, (gradient,) = reference.vjp(lambda x: reference.max_pool2d(x, *window)[0], (x,), g)
+    g = layout(g.float().to("cuda"), format)
+    actual = pool2d_grad.max_pool2d_grad(g, saved, x.shape, *window)
+    assert_close(actual, gradient, torch.float32, 6)
+    at = layout(at.to("cuda"), format)
+    actual = max_unpool2d.adaptive_max_pool2d_grad(g, at, list(x.shape))
+    assert_close(actual, gradient, torch.float32, 6)
+    assert max_unpool2d.max_unpool2d_grad(given, at).equal(y)
+    block = (1, 1), (1, 1, 1, 1), (1, 1), 1, "zeros"
+    w = values((5, 8, 3, 3), 2, 1 / 16)
+    y, _, _ = conv2d_act_pool2d.conv2d_act_pool2d(
+        given, w.float().to("cuda"), None, *block, activation="relu", pool="max"
+    )
+    expected = reference.conv2d_act_pool2d(x, w, None, *block, "relu", "max")
+    assert_close(y, expected, torch.float32, 76)
 
 
 def test_one_kernel_takes_lenet_and_leaves_the_rest():
