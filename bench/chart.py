@@ -22,6 +22,7 @@ PASSES = {
     "wgrad": "weight gradient",
     "train": "forward, training",
     "bwd": "backward",
+    "step": "forward and backward",
 }
 SUBJECTS = {"conv2d": "Convolution", "pool2d": "Pooling", "lenet": "LeNet"}
 Rows = list[dict[str, str]]

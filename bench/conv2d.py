@@ -48,7 +48,7 @@ def tensors(conv: Conv, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor
 
 
 def calls(
-    conv: Conv, which: str, operands, layout: str, algo: str
+    conv: Conv, which: str, operands, layout: str, algo: str, overload: str = "default"
 ) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """Give our call and torch's for one pass in one layout."""
     # Torch gets its weights in the layout it likes best; ours takes them as they are.
@@ -57,20 +57,24 @@ def calls(
     stride, pad, dilation = [conv.stride] * 2, conv.padding, [conv.dilation] * 2
     our_tail = (stride, [pad] * 4, dilation, conv.groups, "zeros", algo)
     tail = (stride, [pad] * 2, dilation, False, [0, 0], conv.groups)
+    conv2d, input_grad, weight_grad = (
+        getattr(op, overload)
+        for op in (ours.conv2d, ours.conv2d_input_grad, ours.conv2d_weight_grad)
+    )
     if which == "fwd":
         return (
-            lambda: ours.conv2d.default(x, weight, bias, *our_tail),
+            lambda: conv2d(x, weight, bias, *our_tail),
             lambda: theirs.convolution.default(x, w, bias, *tail),
         )
     if which == "dgrad":
         return (
-            lambda: ours.conv2d_input_grad.default(grad, weight, x.shape, *our_tail),
+            lambda: input_grad(grad, weight, x.shape, *our_tail),
             lambda: theirs.convolution_backward.default(
                 grad, x, w, None, *tail, [True, False, False]
             )[0],
         )
     return (
-        lambda: ours.conv2d_weight_grad.default(grad, x, weight.shape, *our_tail),
+        lambda: weight_grad(grad, x, weight.shape, *our_tail),
         lambda: theirs.convolution_backward.default(grad, x, w, None, *tail, [False, True, False])[
             1
         ],

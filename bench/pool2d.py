@@ -1,7 +1,8 @@
 """Time the pools and their gradients against torch's: ``python -m bench.pool2d``.
 
 Passes: fwd, as in inference; train, a forward that keeps what backward needs (of max pools only);
-bwd. Rates count each element of input and output once, indices not at all.
+bwd; step, the latter two together. Rates count each element of input and output once, indices not
+at all.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from bench.results import DTYPES, Report, parser
 from bench.shapes import POOLS, Pool
 from bench.timing import WrongOutputError, alternate, check_same
 
-ours, theirs = torch.ops.cnnkern, torch.ops.aten
+theirs = torch.ops.aten
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
-PASSES = ("fwd", "train", "bwd")
+PASSES = ("fwd", "train", "bwd", "step")
 COLUMNS = {
     "name": "name",
     "pass": "pass",
@@ -36,51 +37,82 @@ COLUMNS = {
 Calls = tuple[Callable[[], Tensor], Callable[[], Tensor]]
 
 
-def calls(pool: Pool, which: str, x: Tensor, grad: Tensor) -> Calls | None:
+class Overload:
+    """Our ops by their plain names: the default overloads, or those of Triton."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, op: str) -> Callable:
+        return getattr(getattr(torch.ops.cnnkern, op), self._name)
+
+
+def calls(
+    pool: Pool, which: str, x: Tensor, grad: Tensor, overload: str = "default"
+) -> Calls | None:
     """Give our call and torch's for one pass, None where the pool has no such pass."""
+    ours = Overload(overload)
     kernel, stride, padding = [pool.kernel] * 2, [pool.stride] * 2, [pool.padding] * 2
     if pool.kind == "max":
-        return _max_calls(which, x, grad, (kernel, stride, padding, [1, 1]))
+        window = (kernel, stride, padding, [1, 1])
+        kind = _max_step if which == "step" else _max_calls
+        return kind(ours, which, x, grad, window)
     if which == "train":
         return None
+    if which == "step":
+        forward, backward = (calls(pool, which, x, grad, overload) for which in ("fwd", "bwd"))
+        both = zip(forward, backward, strict=True)
+        return tuple(lambda f=f, b=b: (f(), b())[1] for f, b in both)
     if pool.kind == "avg":
         args = (kernel, stride, padding, False, True, None)
         if which == "fwd":
             return (
-                lambda: ours.avg_pool2d.default(x, *args),
+                lambda: ours.avg_pool2d(x, *args),
                 lambda: theirs.avg_pool2d.default(x, *args),
             )
         return (
-            lambda: ours.avg_pool2d_grad.default(grad, x.shape, *args),
+            lambda: ours.avg_pool2d_grad(grad, x.shape, *args),
             lambda: theirs.avg_pool2d_backward.default(grad, x, *args),
         )
     if which == "fwd":
         return (
-            lambda: ours.adaptive_avg_pool2d.default(x, kernel),
+            lambda: ours.adaptive_avg_pool2d(x, kernel),
             # The function picks a plain mean for an output of 1x1.
             lambda: torch.nn.functional.adaptive_avg_pool2d(x, kernel),
         )
     return (
-        lambda: ours.adaptive_avg_pool2d_grad.default(grad, x.shape),
+        lambda: ours.adaptive_avg_pool2d_grad(grad, x.shape),
         lambda: theirs._adaptive_avg_pool2d_backward.default(grad, x),
     )
 
 
-def _max_calls(which: str, x: Tensor, grad: Tensor, window) -> Calls:
+def _max_calls(ours: Overload, which: str, x: Tensor, grad: Tensor, window) -> Calls:
     if which != "bwd":
         save = "none" if which == "fwd" else "offsets"
         return (
-            lambda: ours.max_pool2d.default(x, *window, False, save)[0],
+            lambda: ours.max_pool2d(x, *window, False, save)[0],
             lambda: theirs.max_pool2d_with_indices.default(x, *window)[0],
         )
     indices = theirs.max_pool2d_with_indices.default(x, *window)[1]
     offsets = None
     with suppress(NotImplementedError):  # then the call says so, and the row fails
-        offsets = ours.max_pool2d.default(x, *window, False, "offsets")[1]
+        offsets = ours.max_pool2d(x, *window, False, "offsets")[1]
     return (
-        lambda: ours.max_pool2d_grad.default(grad, offsets, x.shape, *window),
+        lambda: ours.max_pool2d_grad(grad, offsets, x.shape, *window),
         lambda: theirs.max_pool2d_with_indices_backward.default(grad, x, *window, False, indices),
     )
+
+
+def _max_step(ours: Overload, which: str, x: Tensor, grad: Tensor, window) -> Calls:
+    def our_step() -> Tensor:
+        _, offsets = ours.max_pool2d(x, *window, False, "offsets")
+        return ours.max_pool2d_grad(grad, offsets, x.shape, *window)
+
+    def their_step() -> Tensor:
+        _, indices = theirs.max_pool2d_with_indices.default(x, *window)
+        return theirs.max_pool2d_with_indices_backward.default(grad, x, *window, False, indices)
+
+    return our_step, their_step
 
 
 def measure(report: Report, pool: Pool, which: str) -> None:
@@ -109,7 +141,8 @@ def measure(report: Report, pool: Pool, which: str) -> None:
         return
     samples = alternate(mine | baselines, report.budget, options.device)
     best = min(samples[name].median for name in baselines)
-    bytes_moved = (x.numel() + grad.numel()) * x.element_size()
+    passes = 2 if which == "step" else 1
+    bytes_moved = passes * (x.numel() + grad.numel()) * x.element_size()
     for layout in mine:
         seconds = samples[layout].median
         report.add(
@@ -127,7 +160,7 @@ def measure(report: Report, pool: Pool, which: str) -> None:
 
 def main() -> int:
     options = parser(__doc__.splitlines()[0])
-    options.add_argument("--pass", dest="passes", default=",".join(PASSES), help="fwd,train,bwd")
+    options.add_argument("--pass", dest="passes", default=",".join(PASSES), help=",".join(PASSES))
     options.add_argument("--dtype", choices=DTYPES, default="float32")
     args = options.parse_args()
     args.passes = args.passes.split(",")

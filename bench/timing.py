@@ -91,6 +91,44 @@ def alternate(
     return {name: _summarise(values) for name, values in times.items()}
 
 
+def alternate_events(
+    candidates: dict[str, Callable[[], object]], budget: float = 1.0
+) -> dict[str, Sample]:
+    """Time single calls in turn on the GPU by CUDA events, each with an L2 cache of foreign data.
+
+    The call's launch is queued behind the flush, so what Python spends on it is hidden unless it
+    takes longer than that.
+    """
+    l2 = torch.cuda.get_device_properties().L2_cache_size
+    foreign = torch.empty(max(2 * l2, 1 << 20), dtype=torch.uint8, device="cuda")
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for call in candidates.values():
+        call()
+    start, rounds = time.perf_counter(), 0
+    while rounds < ROUNDS[0] or (rounds < ROUNDS[1] and time.perf_counter() - start < budget):
+        spans = {name: [torch.cuda.Event(enable_timing=True) for _ in "ab"] for name in candidates}
+        for name, call in candidates.items():
+            foreign.zero_()
+            spans[name][0].record()
+            call()
+            spans[name][1].record()
+        torch.cuda.synchronize()
+        for name, (begin, end) in spans.items():
+            times[name].append(begin.elapsed_time(end) / 1e3)
+        rounds += 1
+    return {name: _summarise(values) for name, values in times.items()}
+
+
+def first_call(call: Callable[[], object]) -> tuple[float, int]:
+    """Run a call that has not run before; return seconds until its result, and bytes allocated."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before, start = torch.cuda.memory_allocated(), time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start, torch.cuda.max_memory_allocated() - before
+
+
 def _nothing() -> None:
     pass
 
@@ -144,7 +182,7 @@ def measure_machine(device: str = "cpu") -> Machine:
     if device == "cpu":
         flops = _fma_peak(torch.get_num_threads())
     if flops is None:  # a GPU, or no C compiler: the best matrix product stands in
-        flops, source = _matmul_peak(device), "torch.mm"
+        flops, source = matmul_peak(device), "torch.mm"
     return Machine(name, torch.get_num_threads(), flops, source, _copy_bandwidth(device))
 
 
@@ -199,9 +237,10 @@ def _fma_peak(threads: int) -> float | None:
         return best
 
 
-def _matmul_peak(device: str, size: int = 4096) -> float:
+def matmul_peak(device: str, dtype: torch.dtype = torch.float32, size: int = 4096) -> float:
+    """Measure what torch's matrix product reaches, in operations a second."""
     size = size if device == "cuda" else size // 2
-    a = torch.randn(size, size, device=device)
+    a = torch.randn(size, size, device=device).to(dtype)
     torch.backends.cuda.matmul.allow_tf32 = False
     seconds = alternate({"mm": lambda: torch.mm(a, a)}, 0.5, device)["mm"].low
     return 2 * size**3 / seconds
