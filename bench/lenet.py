@@ -56,18 +56,45 @@ def networks(activation: str, pool: str) -> tuple[nn.Module, nn.Module]:
     return mine, book
 
 
-def training_step(net: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], Tensor]:
+def graphed(call: Callable) -> Callable:
+    """Capture a call in a CUDA graph, and give the call that replays it."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call()
+
+    def replay():
+        graph.replay()
+        return result
+
+    return replay
+
+
+def training_step(
+    net: nn.Module, images: Tensor, labels: Tensor, graph: bool = False
+) -> Callable[[], Tensor]:
     """Give a call that takes one step of the book's training and returns the step's scores."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     loss_of = nn.CrossEntropyLoss()
     sums = [0.0, 0.0, 0]
 
-    def step() -> Tensor:
+    def learn() -> tuple[Tensor, Tensor]:
         optimizer.zero_grad()
         scores = net(images)
         loss = loss_of(scores, labels)
         loss.backward()
         optimizer.step()
+        return scores, loss
+
+    learn = graphed(learn) if graph else learn
+
+    def step() -> Tensor:
+        scores, loss = learn()
         with torch.no_grad():
             sums[0] += float(loss * len(labels))
             sums[1] += float((scores.argmax(1) == labels).sum())
@@ -128,8 +155,10 @@ def candidates(
         nets["torch_compile"] = torch.compile(copy.deepcopy(book))
         nets["ours_compile"] = torch.compile(copy.deepcopy(mine))
     if which == "train":
-        return {name: training_step(net, images, labels) for name, net in nets.items()}
+        return {name: training_step(net, images, labels, args.graph) for name, net in nets.items()}
     made = {name: inference(net, images) for name, net in nets.items()}
+    if args.graph:
+        return {name: graphed(call) for name, call in made.items()}
     return made | peers(book.eval(), images)
 
 
@@ -166,8 +195,11 @@ def measure(report: Report, activation: str, pool: str, which: str, batch: int) 
 def main() -> int:
     options = parser(__doc__.splitlines()[0])
     options.add_argument("--compile", action="store_true", help="also time torch.compile")
+    options.add_argument("--graph", action="store_true", help="replay CUDA graphs of all networks")
     args = options.parse_args()
-    report = Report("lenet", args)
+    if args.graph and args.device != "cuda":
+        options.error("--graph needs --device cuda")
+    report = Report("lenet-graph" if args.graph else "lenet", args)
     for activation, pool in (("sigmoid", "avg"), ("relu", "max")):
         for which, batch in (("train", BATCH), ("infer", BATCH), ("infer", 1)):
             if f"lenet N={batch} {which} {activation}".startswith(args.only):
