@@ -57,11 +57,11 @@ COLUMNS = {
 Call = Callable[[], Tensor]
 
 
-def under_cudnn(call: Call, search: bool) -> Call:
+def under_cudnn(call: Call, enabled: bool, search: bool) -> Call:
     """Run the call with cuDNN's search on or off; TF32 is off, as it is in ours."""
 
     def run() -> Tensor:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=search, allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=enabled, benchmark=search, allow_tf32=False):
             return call()
 
     return run
@@ -103,11 +103,11 @@ def measure(report: Report, problem: Conv | Pool, which: str, dtype_name: str) -
     for layout, call in theirs.items():
         for search in (True, False):
             name = f"{'search' if search else 'heuristics'}_{layout}"
-            candidates[name] = under_cudnn(call, search)
+            candidates[name] = under_cudnn(call, report.options.cudnn, search)
             first[name] = first_call(candidates[name])
         if report.options.compile:
             candidates[f"compile_{layout}"] = compiled(call)
-    want = theirs["nchw"]()
+    want = candidates["search_nchw"]()
     mine = {}
     for layout, algo, call, _ in found:
         name = f"{problem.name} {which} {layout} {dtype_name} {algo}"
@@ -170,6 +170,9 @@ def main() -> int:
     options.set_defaults(device="cuda")
     options.add_argument("--dtype", default="float32,float16,bfloat16")
     options.add_argument("--compile", action="store_true", help="time torch.compile, too")
+    options.add_argument(
+        "--no-cudnn", dest="cudnn", action="store_false", help="torch's own kernels in its place"
+    )
     options.add_argument("--tiny", action="store_true", help="one small problem of each kind")
     args = options.parse_args()
     if not torch.cuda.is_available():

@@ -85,7 +85,7 @@ class Report:
 
     def fail(self, name: str, error: Exception) -> None:
         """Note a row that could not be measured."""
-        self.failures.append(f"{name}: {str(error).splitlines()[0]}")
+        self.failures.append(f"{name}: {str(error).splitlines()[0][:200]}")
 
     def _origin(self) -> dict:
         info = self.machine

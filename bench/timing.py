@@ -237,12 +237,17 @@ def _fma_peak(threads: int) -> float | None:
         return best
 
 
-def matmul_peak(device: str, dtype: torch.dtype = torch.float32, size: int = 4096) -> float:
-    """Measure what torch's matrix product reaches, in operations a second."""
-    size = size if device == "cuda" else size // 2
-    a = torch.randn(size, size, device=device).to(dtype)
+def matmul_peak(device: str, dtype: torch.dtype = torch.float32) -> float:
+    """Measure what torch's matrix product reaches, in operations a second.
+
+    The matrices grow until a product takes milliseconds.
+    """
     torch.backends.cuda.matmul.allow_tf32 = False
-    seconds = alternate({"mm": lambda: torch.mm(a, a)}, 0.5, device)["mm"].low
+    size, seconds = 256, 0.0
+    while seconds < 4e-3 and size < 16384:
+        size *= 2
+        a = torch.randn(size, size, device=device).to(dtype)
+        seconds = alternate({"mm": lambda a=a: torch.mm(a, a)}, 0.1, device)["mm"].low
     return 2 * size**3 / seconds
 
 
