@@ -4,8 +4,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <map>
+
 #include "cpu/conv2d_select.h"
 #include "cpu/isa.h"
+#include "cuda/conv2d_select.h"
 #include "geometry.h"
 
 namespace py = pybind11;
@@ -55,6 +59,36 @@ Ints pool2d_output_size(const std::string& op, const Ints& input, const Ints& ke
   return {p.N, p.C, p.P, p.Q};
 }
 
+ConvQuery make_cuda_query(const std::string& pass, const std::string& dtype, const Ints& input,
+                          const Ints& weight, const Ints& stride, const Ints& padding,
+                          const Ints& dilation, int64_t groups, const std::string& padding_mode,
+                          bool channels_last, bool weight_channels_last, int arch) {
+  const auto index_of = [](const char* argument, const std::string& name,
+                           const std::vector<std::string>& names) {
+    const auto found = std::find(names.begin(), names.end(), name);
+    if (found == names.end())
+      throw std::invalid_argument(std::string(argument) + " is unknown: '" + name + "'");
+    return int(found - names.begin());
+  };
+  ConvQuery q;
+  q.p = make_conv_params("conv2d", input, weight, stride, padding, dilation, groups, padding_mode);
+  q.dtype = DType(index_of("dtype", dtype, {"float32", "float64", "bfloat16", "float16"}));
+  q.pass = ConvPass(index_of("pass", pass, {"fprop", "dgrad", "wgrad"}));
+  q.nhwc = channels_last;
+  q.weight_nhwc = weight_channels_last;
+  q.arch = arch;
+  return q;
+}
+
+// (name of the chosen algorithm, {name: why it does not apply, or "" where it does}).
+template <typename... Args>
+std::pair<std::string, std::map<std::string, std::string>> cuda_conv2d_selection(Args... args) {
+  const ConvQuery query = make_cuda_query(args...);
+  std::map<std::string, std::string> reasons;
+  for (const ConvAlgorithm& a : kCudaConvAlgorithms) reasons[a.name] = a.supports(query);
+  return {select_cuda_conv2d("conv2d", query, "auto").name, reasons};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -70,6 +104,25 @@ PYBIND11_MODULE(_C, m) {
       "conv2d_algos",
       [] { return std::vector<std::string>(std::begin(kConvAlgoNames), std::end(kConvAlgoNames)); },
       "The names that algo= takes on the CPU, beside 'auto'.");
+  m.def(
+      "cuda_conv2d_algos",
+      [] {
+        std::vector<std::string> names;
+        for (const ConvAlgorithm& a : kCudaConvAlgorithms) names.push_back(a.name);
+        return names;
+      },
+      "The names that algo= takes on CUDA, beside 'auto' and Triton's.");
+  m.def("cuda_conv2d_selection",
+        &cuda_conv2d_selection<const std::string&, const std::string&, const Ints&, const Ints&,
+                               const Ints&, const Ints&, const Ints&, int64_t, const std::string&,
+                               bool, bool, int>,
+        py::arg("pass_"), py::arg("dtype"), py::arg("input"), py::arg("weight"),
+        py::arg("stride") = Ints{1, 1}, py::arg("padding") = Ints{0, 0, 0, 0},
+        py::arg("dilation") = Ints{1, 1}, py::arg("groups") = 1, py::arg("padding_mode") = "zeros",
+        py::arg("channels_last") = false, py::arg("weight_channels_last") = false,
+        py::arg("arch") = 80,
+        "Which CUDA algorithm 'auto' picks for a problem, and for each the reason why it does not "
+        "apply, '' where it does. No GPU needed; arch 80 is compute capability 8.0.");
   m.def("conv2d_output_size", &conv2d_output_size,
         "[N, K, P, Q] of a convolution; RuntimeError if it is invalid.");
   m.def("pool2d_output_size", &pool2d_output_size,

@@ -1,6 +1,12 @@
 // The interface between the convolution's binder and its kernels: one struct for all three passes.
+// Predicates are read without CUDA's headers, too, by cnnkern._C.
 #pragma once
+#if __has_include(<cuda_runtime_api.h>)
 #include <cuda_runtime_api.h>
+#else
+typedef struct CUstream_st* cudaStream_t;
+typedef int cudaError_t;
+#endif
 
 #include "params.h"
 
