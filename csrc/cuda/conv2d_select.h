@@ -2,6 +2,7 @@
 // it, and the reasons it gives. Host code without torch or a GPU, so cnnkern._C can ask it, too.
 #pragma once
 #include "conv2d_direct.h"
+#include "conv2d_igemm.h"
 #include "geometry.h"
 
 namespace cnnkern {
@@ -15,6 +16,7 @@ struct ConvAlgorithm {
 
 // In order of preference; the last applies to everything.
 constexpr ConvAlgorithm kCudaConvAlgorithms[] = {
+    {"igemm", supports_conv2d_igemm, prefers_conv2d_igemm, workspace_conv2d_igemm},
     {"direct", supports_conv2d_direct, [](const ConvQuery&) { return true; }, nullptr},
 };
 

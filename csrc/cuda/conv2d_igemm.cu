@@ -1,0 +1,333 @@
+// fprop and dgrad as one implicit GEMM in float32: [pixels x (tap, channel)] * [(tap, channel) x
+// channels]. The reduction runs in slices of 8 channels of a single tap, so a pixel's address is
+// worked out once a tap and a 1x1 kernel has no index arithmetic at all; the weight is packed in
+// that order first. dgrad gathers, too: pixels of one phase (h mod stride, w mod stride) have the
+// same taps. Two stages of shared memory; the pixels are the rows of the tile in NHWC and its
+// columns in NCHW, so that neighbouring lanes store neighbours in memory.
+#include <utility>
+
+#include "conv2d_igemm.h"
+#include "igemm_tile.cuh"
+
+namespace cnnkern {
+namespace {
+
+// One of the two axes of a convolution. Output i of phase f reads, at its tap t, input
+// i * step + offset + t * tap_step; t is the weight's tap first_tap + t * tap_skip.
+struct Axis {
+  int64_t extent;                           // of the output
+  int stride, pad, dilation, taps, common;  // common: gcd(stride, dilation)
+};
+
+struct PhaseAxis {
+  int extent, step, offset, taps, first_tap, tap_skip, tap_step;
+};
+
+__device__ PhaseAxis fprop_axis(const Axis& a) {
+  return {int(a.extent), a.stride, -a.pad, a.taps, 0, 1, a.dilation};
+}
+
+// The taps whose window starts on the stride's grid: every (stride / common)-th, from the first.
+__device__ PhaseAxis dgrad_axis(const Axis& a, int phase) {
+  PhaseAxis f{};
+  f.extent = a.extent > phase ? int((a.extent - phase + a.stride - 1) / a.stride) : 0;
+  f.step = 1;
+  f.tap_skip = a.stride / a.common;
+  f.tap_step = -(a.dilation / a.common);
+  for (int r = 0; r < a.taps && r < f.tap_skip; ++r) {
+    const int64_t at = int64_t(phase) + a.pad - int64_t(r) * a.dilation;
+    if (at % a.stride) continue;
+    f.first_tap = r;
+    f.offset = int(at / a.stride);
+    f.taps = (a.taps - r + f.tap_skip - 1) / f.tap_skip;
+    break;
+  }
+  return f;
+}
+
+struct GatherShape {
+  Strides from, to;
+  IndexMap rows, columns;  // of the source
+  Axis h, w;
+  int64_t N, weight_pitch;  // of the packed weight: channels of the output, whole tiles
+  int C, K;                 // channels of a group: summed over, and computed
+  int slices, tiles;        // of C, of K
+  bool is_dgrad;
+  bool vector_store;  // 4 neighbours of the output are one aligned access
+  Activation activation;
+};
+
+enum class Gather { kPlanes, kPixels, kPixelVectors };  // NCHW; NHWC; NHWC, 4 channels a load
+
+template <typename T>
+struct alignas(4 * sizeof(T)) Vector4 {
+  T v[4];
+};
+
+template <int kTile, typename T, Gather kGather>
+__global__ __launch_bounds__(Igemm<kTile>::kThreads,
+                             Igemm<kTile>::kMinBlocks) void conv2d_igemm_kernel(GatherShape s,
+                                                                                const T* x,
+                                                                                const float* weight,
+                                                                                const T* bias,
+                                                                                T* y) {
+  typedef Igemm<kTile> G;
+  constexpr bool kNhwc = kGather != Gather::kPlanes;
+  constexpr int kParts = kSlice / G::kLoads;  // threads that share a pixel
+  __shared__ __align__(16) float pixels[2][kSlice * G::kPitch];
+  __shared__ __align__(16) float channels[2][kSlice * G::kPitch];
+  __shared__ int64_t destination[kTile];
+
+  const int thread = threadIdx.x;
+  const int group = blockIdx.y / s.tiles, k0 = int(blockIdx.y % s.tiles) * kTile;
+  PhaseAxis h = fprop_axis(s.h), w = fprop_axis(s.w);
+  int phase_h = 0, phase_w = 0;
+  if (s.is_dgrad) {
+    phase_h = blockIdx.z / s.w.stride, phase_w = blockIdx.z % s.w.stride;
+    h = dgrad_axis(s.h, phase_h), w = dgrad_axis(s.w, phase_w);
+  }
+
+  // The pixel that this thread loads, and the first of its channels within a slice.
+  const int pixel = kNhwc ? thread / kParts : thread % kTile;
+  const int part = (kNhwc ? thread % kParts : thread / kTile) * G::kLoads;
+  const int64_t m = int64_t(blockIdx.x) * kTile + pixel;
+  const int64_t plane = int64_t(h.extent) * w.extent;
+  const bool is_pixel = m < s.N * plane;
+  const T* image = x;
+  int row = 0, column = 0;
+  int64_t to = -1;
+  if (is_pixel) {
+    const int64_t n = m / plane, rest = m % plane;
+    const int i = int(rest / w.extent), j = int(rest % w.extent);
+    row = i * h.step + h.offset, column = j * w.step + w.offset;
+    image += n * s.from.n + (int64_t(group) * s.C + part) * s.from.c;
+    to = s.is_dgrad
+             ? s.to.at(n, 0, int64_t(i) * s.h.stride + phase_h, int64_t(j) * s.w.stride + phase_w)
+             : s.to.at(n, 0, i, j);
+  }
+  if (part == 0) destination[pixel] = to;
+  if (int64_t(blockIdx.x) * kTile >= s.N * plane) return;  // the same for the whole block
+
+  constexpr int kQuads = kTile / 4;  // 4 channels of the packed weight a load
+  const int64_t slice_pitch = kSlice * s.weight_pitch, tap_pitch = s.slices * slice_pitch;
+  const float* packed = weight + int64_t(group) * s.h.taps * s.w.taps * tap_pitch +
+                        thread / kQuads * s.weight_pitch + k0 + thread % kQuads * 4;
+  const int64_t channel_step = s.from.c, slice_step = kSlice * channel_step;
+
+  const T* source = x;
+  const float* tap_weight = packed;
+  int left = 0, slice = 0, tap_h = 0, tap_w = 0;
+  const auto seek_tap = [&] {
+    const int i = s.rows(row + tap_h * h.tap_step), j = s.columns(column + tap_w * w.tap_step);
+    const bool inside = is_pixel && s.rows.inside(i) && s.columns.inside(j);
+    left = inside ? s.C - part : 0;
+    source = inside ? image + i * s.from.h + j * s.from.w : x;
+    tap_weight = packed + (int64_t(h.first_tap + tap_h * h.tap_skip) * s.w.taps + w.first_tap +
+                           tap_w * w.tap_skip) *
+                              tap_pitch;
+  };
+  const auto next_slice = [&] {
+    left -= kSlice, source += slice_step, tap_weight += slice_pitch;
+    if (++slice < s.slices) return;
+    slice = 0;
+    if (++tap_w == w.taps) tap_w = 0, ++tap_h;
+    seek_tap();
+  };
+
+  float loaded[G::kLoads];
+  float4 loaded_weight[G::kLoads / 4];
+  const auto fetch = [&] {
+    if constexpr (kGather == Gather::kPixelVectors) {
+#pragma unroll
+      for (int v = 0; v < G::kLoads; v += 4) {
+        Vector4<T> four{};
+        if (v < left) four = *reinterpret_cast<const Vector4<T>*>(source + v);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) loaded[v + i] = v < left ? widen(four.v[i]) : 0.f;
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < G::kLoads; ++i)
+        loaded[i] = i < left ? widen(source[i * channel_step]) : 0.f;
+    }
+#pragma unroll
+    for (int v = 0; v < G::kLoads / 4; ++v)
+      loaded_weight[v] = *reinterpret_cast<const float4*>(tap_weight + v * (G::kThreads / kQuads) *
+                                                                           s.weight_pitch);
+  };
+  const auto put = [&](int stage) {
+#pragma unroll
+    for (int i = 0; i < G::kLoads; ++i) pixels[stage][(part + i) * G::kPitch + pixel] = loaded[i];
+#pragma unroll
+    for (int v = 0; v < G::kLoads / 4; ++v)
+      *reinterpret_cast<float4*>(
+          &channels[stage][(thread / kQuads + v * (G::kThreads / kQuads)) * G::kPitch +
+                           thread % kQuads * 4]) = loaded_weight[v];
+  };
+
+  const ThreadPlace<kTile> place(thread);
+  float sum[kThreadRows][kThreadColumns] = {};
+  int64_t steps = int64_t(h.taps) * w.taps * s.slices;
+  if (steps) {
+    seek_tap();
+    fetch();
+    put(0);
+  }
+  __syncthreads();
+  for (int stage = 0; steps; stage ^= 1) {
+    const bool more = --steps;
+    if (more) {
+      next_slice();
+      fetch();
+    }
+    const float *rows = (kNhwc ? pixels : channels)[stage] + place.row,
+                *columns = (kNhwc ? channels : pixels)[stage] + place.column;
+    multiply_slice<G::kPitch>(rows, columns, sum);
+    if (more) put(stage ^ 1);
+    __syncthreads();
+  }
+
+  // Bias, activation, and 4 neighbours at a time to memory.
+  float* own = &pixels[0][0] + thread;  // the tiles are done with
+#pragma unroll
+  for (int i = 0; i < kThreadRows; ++i) {
+    const int r = place.row_of(i);
+    if (!kNhwc && k0 + r >= s.K) continue;
+#pragma unroll
+    for (int j = 0; j < kThreadColumns; ++j) {
+      const int k = k0 + (kNhwc ? place.column_of(j) : r);
+      if (bias && k < s.K) sum[i][j] += widen(bias[int64_t(group) * s.K + k]);
+    }
+    if (s.activation != Activation::kNone) {  // one copy of its code a row
+#pragma unroll
+      for (int j = 0; j < kThreadColumns; ++j) own[j * G::kThreads] = sum[i][j];
+#pragma unroll 1
+      for (int j = 0; j < kThreadColumns; ++j)
+        own[j * G::kThreads] = activate(own[j * G::kThreads], s.activation);
+#pragma unroll
+      for (int j = 0; j < kThreadColumns; ++j) sum[i][j] = own[j * G::kThreads];
+    }
+#pragma unroll
+    for (int j = 0; j < kThreadColumns; j += 4) {
+      const int c = place.column_of(j);
+      const int k = k0 + (kNhwc ? c : r);
+      T* out = y + (int64_t(group) * s.K + k) * s.to.c;
+      if (s.vector_store) {
+        const int64_t at = destination[kNhwc ? r : c];
+        if (at < 0 || k >= s.K) continue;
+        Vector4<T> four;
+#pragma unroll
+        for (int e = 0; e < 4; ++e) four.v[e] = narrow<T>(sum[i][j + e]);
+        *reinterpret_cast<Vector4<T>*>(out + at) = four;
+      } else {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int64_t at = destination[kNhwc ? r : c + e];
+          if (at < 0 || (kNhwc && k + e >= s.K)) continue;
+          out[at + (kNhwc ? e * s.to.c : 0)] = narrow<T>(sum[i][j + e]);
+        }
+      }
+    }
+  }
+}
+
+// The weight as float [groups, taps, C in whole slices, K in whole tiles], zeros in the rest. C is
+// summed over and K computed: in dgrad they trade places.
+template <typename T>
+__global__ void pack_weight_kernel(const T* weight, Strides from, int64_t group_step, int64_t C,
+                                   int64_t K, int64_t R, int64_t S, int64_t C_packed,
+                                   int64_t K_packed, float* packed, int64_t count) {
+  const int64_t step = int64_t(gridDim.x) * blockDim.x;
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+    int64_t rest = i;
+    const int64_t k = rest % K_packed;
+    rest /= K_packed;
+    const int64_t c = rest % C_packed;
+    rest /= C_packed;
+    const int64_t s = rest % S, r = rest / S % R, group = rest / S / R;
+    packed[i] = c < C && k < K ? widen(weight[group * group_step + from.at(k, c, r, s)]) : 0.f;
+  }
+}
+
+int gcd(int64_t a, int64_t b) { return int(b ? gcd(b, a % b) : a); }
+
+bool is_aligned(const void* pointer, size_t bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+}
+
+GatherShape make_gather_shape(const ConvCall& call, int64_t tile) {
+  const ConvParams& p = call.p;
+  GatherShape s{};
+  s.is_dgrad = call.pass == ConvPass::kDgrad;
+  const Strides input = dense_strides(p.C, p.H, p.W, call.nhwc);
+  const Strides output = dense_strides(p.K, p.P, p.Q, call.nhwc);
+  s.from = s.is_dgrad ? output : input, s.to = s.is_dgrad ? input : output;
+  s.rows = make_index_map(s.is_dgrad ? p.P : p.H, p.mode);
+  s.columns = make_index_map(s.is_dgrad ? p.Q : p.W, p.mode);
+  s.h = {s.is_dgrad ? p.H : p.P, int(p.stride_h), int(p.pad_top),
+         int(p.dil_h),           int(p.R),        gcd(p.stride_h, p.dil_h)};
+  s.w = {s.is_dgrad ? p.W : p.Q, int(p.stride_w), int(p.pad_left),
+         int(p.dil_w),           int(p.S),        gcd(p.stride_w, p.dil_w)};
+  s.N = p.N;
+  s.C = int((s.is_dgrad ? p.K : p.C) / p.groups), s.K = int((s.is_dgrad ? p.C : p.K) / p.groups);
+  s.slices = int(igemm_tiles(s.C, kIgemmSlice)), s.tiles = int(igemm_tiles(s.K, tile));
+  s.weight_pitch = s.tiles * tile;
+  const bool is_strided = s.is_dgrad && p.stride_h * p.stride_w != 1;
+  s.vector_store = call.nhwc ? s.K % 4 == 0 : s.h.extent * s.w.extent % 4 == 0 && !is_strided;
+  s.vector_store &= is_aligned(call.output, call.dtype == DType::kFloat32 ? 16 : 8);
+  s.activation = call.activation;
+  return s;
+}
+
+template <int kTile, typename T>
+void launch(const ConvCall& call) {
+  const ConvParams& p = call.p;
+  const GatherShape s = make_gather_shape(call, kTile);
+  const int64_t C = p.C / p.groups, K = p.K / p.groups;
+  Strides order = dense_strides(C, p.R, p.S, call.weight_nhwc);
+  const int64_t group_step = K * order.n;
+  if (s.is_dgrad) std::swap(order.n, order.c);
+  float* packed = static_cast<float*>(call.workspace);
+  const int64_t C_packed = s.slices * kIgemmSlice;
+  const int64_t count = p.groups * p.R * p.S * C_packed * s.weight_pitch;
+  pack_weight_kernel<<<grid_for(count, 256), 256, 0, call.stream>>>(
+      static_cast<const T*>(call.weight), order, group_step, s.C, s.K, p.R, p.S, C_packed,
+      s.weight_pitch, packed, count);
+
+  const T* from = static_cast<const T*>(s.is_dgrad ? call.grad : call.input);
+  const int64_t pixels = igemm_shape(call).rows;
+  const dim3 grid(unsigned(ceil_div(pixels, kTile)), unsigned(p.groups * s.tiles),
+                  unsigned(s.is_dgrad ? p.stride_h * p.stride_w : 1));
+  const auto run = [&](auto kernel) {
+    kernel<<<grid, Igemm<kTile>::kThreads, 0, call.stream>>>(
+        s, from, packed, static_cast<const T*>(call.bias), static_cast<T*>(call.output));
+  };
+  if (!call.nhwc)
+    run(conv2d_igemm_kernel<kTile, T, Gather::kPlanes>);
+  else if (s.C % 4 == 0 && is_aligned(from, sizeof(Vector4<T>)))
+    run(conv2d_igemm_kernel<kTile, T, Gather::kPixelVectors>);
+  else
+    run(conv2d_igemm_kernel<kTile, T, Gather::kPixels>);
+}
+
+}  // namespace
+
+cudaError_t launch_conv2d_igemm(const ConvCall& call) {
+  if (call.pass == ConvPass::kWgrad) return launch_conv2d_wgrad_igemm(call);
+  const ConvParams& p = call.p;
+  const bool is_empty =
+      call.pass == ConvPass::kFprop ? !(p.N * p.K * p.P * p.Q) : !(p.N * p.C * p.H * p.W);
+  if (is_empty) return cudaSuccess;
+  switch (call.dtype) {
+    case DType::kFloat16: launch<kIgemmSmall, __half>(call); break;
+    case DType::kBFloat16: launch<kIgemmSmall, __nv_bfloat16>(call); break;
+    default:
+      if (igemm_tile(call) == kIgemmLarge)
+        launch<kIgemmLarge, float>(call);
+      else
+        launch<kIgemmSmall, float>(call);
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace cnnkern

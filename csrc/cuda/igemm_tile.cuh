@@ -1,0 +1,82 @@
+// The inner product that all passes of the float32 implicit GEMM share: out of shared memory, 8 x 8
+// sums a thread, 32 x 64 a warp. Two 16-byte loads a side feed 64 FMA.
+//
+//       columns: lane%8 * 4 + {0..3}, and 32 further on
+//      +--------------------+
+// rows |                    |   lane/8 * 4 + {0..3}, and 16 further on: every load of a warp
+//      +--------------------+   touches each bank once
+#pragma once
+#include "common.cuh"
+
+namespace cnnkern {
+
+constexpr int kSlice = 8;  // of the reduction, in one stage of shared memory
+constexpr int kThreadRows = 8, kThreadColumns = 8;
+constexpr int kWarpRows = 32, kWarpColumns = 64;
+
+template <int kTile>
+struct Igemm {
+  static constexpr int kThreads = kTile * kTile / (kThreadRows * kThreadColumns);
+  static constexpr int kLoads = kTile * kSlice / kThreads;  // of a thread, per operand and slice
+  static constexpr int kPitch = kTile + 4;  // transposing stores then spread over the banks
+  static constexpr int kMinBlocks = 512 / kThreads;  // of an SM: 128 registers a thread
+};
+
+// Where the thread's sums lie within the tile.
+template <int kTile>
+struct ThreadPlace {
+  int row, column;
+
+  __device__ explicit ThreadPlace(int thread) {
+    constexpr int kWarpsAcross = kTile / kWarpColumns;
+    const int warp = thread / 32, lane = thread % 32;
+    row = warp / kWarpsAcross * kWarpRows + lane / 8 * 4;
+    column = warp % kWarpsAcross * kWarpColumns + lane % 8 * 4;
+  }
+  __device__ int row_of(int i) const { return row + i % 4 + i / 4 * (kWarpRows / 2); }
+  __device__ int column_of(int j) const { return column + j % 4 + j / 4 * (kWarpColumns / 2); }
+};
+
+template <int kPitch>
+__device__ __forceinline__ void multiply_slice(const float* rows, const float* columns,
+                                               float (&sum)[kThreadRows][kThreadColumns]) {
+#pragma unroll
+  for (int k = 0; k < kSlice; ++k) {
+    float a[kThreadRows], b[kThreadColumns];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      *reinterpret_cast<float4*>(a + 4 * half) =
+          *reinterpret_cast<const float4*>(rows + k * kPitch + half * (kWarpRows / 2));
+      *reinterpret_cast<float4*>(b + 4 * half) =
+          *reinterpret_cast<const float4*>(columns + k * kPitch + half * (kWarpColumns / 2));
+    }
+#pragma unroll
+    for (int i = 0; i < kThreadRows; ++i)
+#pragma unroll
+      for (int j = 0; j < kThreadColumns; ++j) sum[i][j] = fmaf(a[i], b[j], sum[i][j]);
+  }
+}
+
+// padded_index() as a table of three numbers, without branches: the result is inside [0, size), or
+// on a zero.
+struct IndexMap {
+  int size, below, above, slope;
+
+  __device__ int operator()(int i) const {
+    const int outside = (i < 0 ? below : above) + slope * i;
+    return unsigned(i) < unsigned(size) ? i : outside;
+  }
+  __device__ bool inside(int i) const { return unsigned(i) < unsigned(size); }
+};
+
+inline IndexMap make_index_map(int64_t extent, PaddingMode mode) {
+  const int size = int(extent);
+  switch (mode) {
+    case PaddingMode::kReflect: return {size, 0, 2 * (size - 1), -1};
+    case PaddingMode::kReplicate: return {size, 0, size - 1, 0};
+    case PaddingMode::kCircular: return {size, size, -size, 1};
+    default: return {size, -1, -1, 0};
+  }
+}
+
+}  // namespace cnnkern
