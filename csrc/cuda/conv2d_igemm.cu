@@ -57,6 +57,13 @@ struct GatherShape {
   Activation activation;
 };
 
+// Of the tile: where it goes, -1 if it is none, and where its window starts in the source. In
+// shared memory, because it is looked at once a tap and registers are short.
+struct __align__(16) Pixel {
+  int64_t destination, image;
+  int row, column;
+};
+
 enum class Gather { kPlanes, kPixels, kPixelVectors };  // NCHW; NHWC; NHWC, 4 channels a load
 
 template <typename T>
@@ -76,58 +83,62 @@ __global__ __launch_bounds__(Igemm<kTile>::kThreads,
   constexpr int kParts = kSlice / G::kLoads;  // threads that share a pixel
   __shared__ __align__(16) float pixels[2][kSlice * G::kPitch];
   __shared__ __align__(16) float channels[2][kSlice * G::kPitch];
-  __shared__ int64_t destination[kTile];
+  __shared__ Pixel table[kTile];
+  __shared__ PhaseAxis axes[2];
 
   const int thread = threadIdx.x;
   const int group = blockIdx.y / s.tiles, k0 = int(blockIdx.y % s.tiles) * kTile;
-  PhaseAxis h = fprop_axis(s.h), w = fprop_axis(s.w);
-  int phase_h = 0, phase_w = 0;
-  if (s.is_dgrad) {
-    phase_h = blockIdx.z / s.w.stride, phase_w = blockIdx.z % s.w.stride;
-    h = dgrad_axis(s.h, phase_h), w = dgrad_axis(s.w, phase_w);
+  const int phase_h = blockIdx.z / s.w.stride, phase_w = blockIdx.z % s.w.stride;
+  if (thread == 0) {
+    axes[0] = s.is_dgrad ? dgrad_axis(s.h, phase_h) : fprop_axis(s.h);
+    axes[1] = s.is_dgrad ? dgrad_axis(s.w, phase_w) : fprop_axis(s.w);
   }
+  __syncthreads();
+  const PhaseAxis &h = axes[0], &w = axes[1];
 
   // The pixel that this thread loads, and the first of its channels within a slice.
   const int pixel = kNhwc ? thread / kParts : thread % kTile;
   const int part = (kNhwc ? thread % kParts : thread / kTile) * G::kLoads;
-  const int64_t m = int64_t(blockIdx.x) * kTile + pixel;
   const int64_t plane = int64_t(h.extent) * w.extent;
-  const bool is_pixel = m < s.N * plane;
-  const T* image = x;
-  int row = 0, column = 0;
-  int64_t to = -1;
-  if (is_pixel) {
-    const int64_t n = m / plane, rest = m % plane;
-    const int i = int(rest / w.extent), j = int(rest % w.extent);
-    row = i * h.step + h.offset, column = j * w.step + w.offset;
-    image += n * s.from.n + (int64_t(group) * s.C + part) * s.from.c;
-    to = s.is_dgrad
-             ? s.to.at(n, 0, int64_t(i) * s.h.stride + phase_h, int64_t(j) * s.w.stride + phase_w)
-             : s.to.at(n, 0, i, j);
-  }
-  if (part == 0) destination[pixel] = to;
   if (int64_t(blockIdx.x) * kTile >= s.N * plane) return;  // the same for the whole block
+  if (part == 0) {
+    const int64_t m = int64_t(blockIdx.x) * kTile + pixel;
+    Pixel to{-1, 0, 0, 0};
+    if (m < s.N * plane) {
+      const int64_t n = m / plane, rest = m % plane;
+      const int i = int(rest / w.extent), j = int(rest % w.extent);
+      to.row = i * h.step + h.offset, to.column = j * w.step + w.offset;
+      to.image = n * s.from.n;
+      to.destination = s.is_dgrad ? s.to.at(n, 0, int64_t(i) * s.h.stride + phase_h,
+                                            int64_t(j) * s.w.stride + phase_w)
+                                  : s.to.at(n, 0, i, j);
+    }
+    table[pixel] = to;
+  }
+  __syncthreads();
 
   constexpr int kQuads = kTile / 4;  // 4 channels of the packed weight a load
   const int64_t slice_pitch = kSlice * s.weight_pitch, tap_pitch = s.slices * slice_pitch;
-  const float* packed = weight + int64_t(group) * s.h.taps * s.w.taps * tap_pitch +
-                        thread / kQuads * s.weight_pitch + k0 + thread % kQuads * 4;
-  const int64_t channel_step = s.from.c, slice_step = kSlice * channel_step;
+  x += (int64_t(group) * s.C + part) * s.from.c;
+  weight += int64_t(group) * s.h.taps * s.w.taps * tap_pitch + thread / kQuads * s.weight_pitch +
+            k0 + thread % kQuads * 4;
 
   const T* source = x;
-  const float* tap_weight = packed;
+  const float* tap_weight = weight;
   int left = 0, slice = 0, tap_h = 0, tap_w = 0;
   const auto seek_tap = [&] {
-    const int i = s.rows(row + tap_h * h.tap_step), j = s.columns(column + tap_w * w.tap_step);
-    const bool inside = is_pixel && s.rows.inside(i) && s.columns.inside(j);
+    const Pixel from = table[pixel];
+    const int i = s.rows(from.row + tap_h * h.tap_step);
+    const int j = s.columns(from.column + tap_w * w.tap_step);
+    const bool inside = from.destination >= 0 && s.rows.inside(i) && s.columns.inside(j);
     left = inside ? s.C - part : 0;
-    source = inside ? image + i * s.from.h + j * s.from.w : x;
-    tap_weight = packed + (int64_t(h.first_tap + tap_h * h.tap_skip) * s.w.taps + w.first_tap +
+    source = x + from.image + i * s.from.h + j * s.from.w;  // read only where inside
+    tap_weight = weight + ((h.first_tap + tap_h * h.tap_skip) * s.w.taps + w.first_tap +
                            tap_w * w.tap_skip) *
                               tap_pitch;
   };
   const auto next_slice = [&] {
-    left -= kSlice, source += slice_step, tap_weight += slice_pitch;
+    left -= kSlice, source += kSlice * s.from.c, tap_weight += slice_pitch;
     if (++slice < s.slices) return;
     slice = 0;
     if (++tap_w == w.taps) tap_w = 0, ++tap_h;
@@ -147,8 +158,7 @@ __global__ __launch_bounds__(Igemm<kTile>::kThreads,
       }
     } else {
 #pragma unroll
-      for (int i = 0; i < G::kLoads; ++i)
-        loaded[i] = i < left ? widen(source[i * channel_step]) : 0.f;
+      for (int i = 0; i < G::kLoads; ++i) loaded[i] = i < left ? widen(source[i * s.from.c]) : 0.f;
     }
 #pragma unroll
     for (int v = 0; v < G::kLoads / 4; ++v)
@@ -213,7 +223,7 @@ __global__ __launch_bounds__(Igemm<kTile>::kThreads,
       const int k = k0 + (kNhwc ? c : r);
       T* out = y + (int64_t(group) * s.K + k) * s.to.c;
       if (s.vector_store) {
-        const int64_t at = destination[kNhwc ? r : c];
+        const int64_t at = table[kNhwc ? r : c].destination;
         if (at < 0 || k >= s.K) continue;
         Vector4<T> four;
 #pragma unroll
@@ -222,7 +232,7 @@ __global__ __launch_bounds__(Igemm<kTile>::kThreads,
       } else {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const int64_t at = destination[kNhwc ? r : c + e];
+          const int64_t at = table[kNhwc ? r : c + e].destination;
           if (at < 0 || (kNhwc && k + e >= s.K)) continue;
           out[at + (kNhwc ? e * s.to.c : 0)] = narrow<T>(sum[i][j + e]);
         }

@@ -66,6 +66,9 @@ inline std::string supports_conv2d_igemm(const ConvQuery& q) {
   const int64_t blocks = p.groups * igemm_tiles(s.columns, kIgemmSmall);
   if (q.pass != ConvPass::kWgrad && blocks > 65535)
     return "needs at most 65535 tiles of channels, got " + std::to_string(blocks);
+  if (q.pass == ConvPass::kWgrad && (p.C * p.H * p.W > INT32_MAX || p.K * p.P * p.Q > INT32_MAX))
+    return "needs images of below 2^31 elements, got " + std::to_string(p.C * p.H * p.W) + " and " +
+           std::to_string(p.K * p.P * p.Q);
   if (q.pass == ConvPass::kWgrad && p.groups > 65535)
     return "needs at most 65535 groups, got " + std::to_string(p.groups);
   return "";

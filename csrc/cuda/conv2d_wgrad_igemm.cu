@@ -32,8 +32,7 @@ __device__ __forceinline__ Tap tap_of(const WgradShape& s, int64_t j) {
 }
 
 struct __align__(16) Column {
-  int h, w;
-  int64_t offset;
+  int h, w, offset, unused;
 };
 
 template <int kTile, typename T, bool kNhwc>
@@ -53,7 +52,7 @@ __global__ __launch_bounds__(
   const int64_t j0 = int64_t(blockIdx.x % s.tiles_across) * kTile;
   for (int j = thread; j < kTile; j += G::kThreads) {
     const Tap t = tap_of<kNhwc>(s, j0 + j < count ? j0 + j : 0);
-    table[j] = {t.r * s.dil_h - s.pad_top, t.s * s.dil_w - s.pad_left, t.c * s.input.c};
+    table[j] = {t.r * s.dil_h - s.pad_top, t.s * s.dil_w - s.pad_left, int(t.c * s.input.c), 0};
   }
   __syncthreads();
 
@@ -69,6 +68,7 @@ __global__ __launch_bounds__(
   dy += (int64_t(group) * s.K + k0) * s.grad.c;
   x += int64_t(group) * s.C * s.input.c;
   const int last = s.K - k0 - 1;
+  const int row_pitch = int(s.input.h), column_pitch = int(s.input.w), grad_pitch = int(s.grad.c);
 
   float loaded_rows[G::kLoads], loaded_columns[G::kLoads];
   const auto fetch = [&] {
@@ -79,12 +79,12 @@ __global__ __launch_bounds__(
 #pragma unroll
     for (int i = 0; i < G::kLoads; ++i) {
       const int k = min(first + i * kPer, last);
-      loaded_rows[i] = is_pixel ? widen(grad[k * s.grad.c]) : 0.f;
+      loaded_rows[i] = is_pixel ? widen(grad[k * grad_pitch]) : 0.f;
       const Column c = table[first + i * kPer];
       const int row = s.rows(h + c.h), column = s.columns(w + c.w);
       const bool inside = is_pixel && s.rows.inside(row) && s.columns.inside(column);
       loaded_columns[i] =
-          inside ? widen(image[c.offset + row * s.input.h + column * s.input.w]) : 0.f;
+          inside ? widen(image[c.offset + row * row_pitch + column * column_pitch]) : 0.f;
     }
   };
   const auto next_slice = [&] {

@@ -19,7 +19,7 @@ struct Igemm {
   static constexpr int kThreads = kTile * kTile / (kThreadRows * kThreadColumns);
   static constexpr int kLoads = kTile * kSlice / kThreads;  // of a thread, per operand and slice
   static constexpr int kPitch = kTile + 4;  // transposing stores then spread over the banks
-  static constexpr int kMinBlocks = 512 / kThreads;  // of an SM: 128 registers a thread
+  static constexpr int kMinBlocks = kTile == 128 ? 2 : 6;  // of an SM: 128 and 168 registers
 };
 
 // Where the thread's sums lie within the tile.
