@@ -1,6 +1,7 @@
 // Which CUDA algorithm computes a convolution: the table of predicates, the rule that picks from
 // it, and the reasons it gives. Host code without torch or a GPU, so cnnkern._C can ask it, too.
 #pragma once
+#include "conv2d_depthwise.h"
 #include "conv2d_direct.h"
 #include "conv2d_igemm.h"
 #include "geometry.h"
@@ -16,6 +17,15 @@ struct ConvAlgorithm {
 
 // In order of preference; the last applies to everything.
 constexpr ConvAlgorithm kCudaConvAlgorithms[] = {
+    // One channel a group has nothing to multiply matrices of: it takes the time of its bytes, and
+    // this moves each once. A single channel with many filters is no such case.
+    {"depthwise", supports_conv2d_depthwise,
+     [](const ConvQuery& q) { return q.p.groups == q.p.C && q.p.K <= 4 * q.p.C; },
+     workspace_conv2d_depthwise},
+    // With a few channels a group a matrix tile is mostly zeros, and one group alone is part of a
+    // sector; several groups a tile are read whole, in either layout.
+    {"grouped", supports_conv2d_grouped,
+     [](const ConvQuery& q) { return q.p.C <= 16 * q.p.groups; }, workspace_conv2d_depthwise},
     {"igemm", supports_conv2d_igemm, prefers_conv2d_igemm, workspace_conv2d_igemm},
     {"direct", supports_conv2d_direct, [](const ConvQuery&) { return true; }, nullptr},
 };
