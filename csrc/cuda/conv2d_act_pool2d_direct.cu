@@ -2,8 +2,8 @@
 // one padded image at a time in shared memory. A thread owns one pooled element of two channels:
 // the 2x2 sums of each, from a patch of (R+1) x (S+1) pixels that is read once a channel, in pairs:
 //
-//     R = 3:  a a b b      lanes of a warp are neighbours along the row, so that pairs are read
-//             a a b b      without bank conflicts; weights are the same for the warp: a broadcast.
+//     R = 3:  a a b b      lanes of a warp are neighbours along the row; weights are the same for
+//             a a b b      the warp: a broadcast.
 //             c c d d
 //             c c d d      Nothing but the pooled element goes to memory unless it is to be saved.
 #include "common.cuh"
