@@ -16,6 +16,7 @@ void run_conv2d(const OnDevice& on, const Tensor& like, ConvCall call, const std
   }
   const std::string name = chosen.name;
   if (name == "depthwise" || name == "grouped") on.check(launch_conv2d_depthwise(call));
+  if (name == "mma") on.check(launch_conv2d_mma(call));
   if (name == "direct") on.check(launch_conv2d_direct(call));
   if (name == "igemm") on.check(launch_conv2d_igemm(call));
 }

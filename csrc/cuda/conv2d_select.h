@@ -4,6 +4,7 @@
 #include "conv2d_depthwise.h"
 #include "conv2d_direct.h"
 #include "conv2d_igemm.h"
+#include "conv2d_mma.h"
 #include "geometry.h"
 
 namespace cnnkern {
@@ -26,6 +27,7 @@ constexpr ConvAlgorithm kCudaConvAlgorithms[] = {
     // sector; several groups a tile are read whole, in either layout.
     {"grouped", supports_conv2d_grouped,
      [](const ConvQuery& q) { return q.p.C <= 16 * q.p.groups; }, workspace_conv2d_depthwise},
+    {"mma", supports_conv2d_mma, prefers_conv2d_mma, workspace_conv2d_mma},
     {"igemm", supports_conv2d_igemm, prefers_conv2d_igemm, workspace_conv2d_igemm},
     {"direct", supports_conv2d_direct, [](const ConvQuery&) { return true; }, nullptr},
 };
