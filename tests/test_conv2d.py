@@ -56,15 +56,18 @@ def call(case, x, w, b, **options):
 def check(case, dtype, x, w, b, g, **options):
     """Compare the output and the gradient of every operand with the oracle."""
     expected, reductions = conv_expected(case, data_grid(dtype)), case.reductions()
+    is_tf32 = dtype == torch.float32 and options.get("algo") == "mma"
+    row = "tf32" if is_tf32 else dtype
     y = call(case, x, w, b, **options)
-    assert_close(y, expected["output"], dtype, reductions["output"])
+    assert_close(y, expected["output"], dtype, reductions["output"], row=row)
     kept = torch.channels_last if is_nhwc(x) else torch.contiguous_format
     assert y.is_contiguous(memory_format=kept)
     operands = {"input": x, "weight": w, "bias": b}
     operands = {name: t for name, t in operands.items() if t is not None}
     grads = torch.autograd.grad(y, list(operands.values()), g)
     for name, grad in zip(operands, grads, strict=True):
-        assert_close(grad, expected[name], dtype, reductions[name], what=f"gradient of {name}")
+        what = f"gradient of {name}"
+        assert_close(grad, expected[name], dtype, reductions[name], what=what, row=row)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -115,6 +118,23 @@ def test_every_algorithm_on_a_gpu(case, dtype, format):
             check(case, dtype, *operands, algo=algo)
         else:
             assert refusal.startswith(f"cnnkern::conv2d: algo '{algo}' ")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("format", FORMATS)
+def test_tensor_cores_read_views_at_odd_offsets(format):
+    if "mma" not in cuda_algorithms():
+        pytest.skip("the CUDA library is not loaded")
+
+    def shifted(t):
+        memory = torch.empty(t.numel() + 1, dtype=t.dtype, device="cuda")
+        return memory[1:].as_strided(t.shape, t.stride(), 1).copy_(t.detach())
+
+    case = BY_NAME["vgg"]
+    x, w, b, g = arguments(case, torch.float16, format, "cuda")
+    x, w, g = shifted(x).requires_grad_(), shifted(w).requires_grad_(), shifted(g)
+    assert x.data_ptr() % 16 == 2
+    check(case, torch.float16, x, w, b, g, algo="mma")
 
 
 @pytest.mark.parametrize("grad_layout", LAYOUTS)

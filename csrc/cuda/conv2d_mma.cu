@@ -42,7 +42,7 @@ template <typename T, int Tile, bool Async>
 struct Loader {
   static constexpr int kRows = Tile * 4 / kThreads<Tile>;
   const Product& s;
-  const T *source[kRows], *at[kRows], *weight[kRows];
+  const T *source[kRows], *at[kRows], *weight;
   int row[kRows], chunk[kRows], h0[kRows], w0[kRows];
   int jh = 0, jw = 0, c = 0;
 
@@ -57,9 +57,9 @@ struct Loader {
       h0[i] = int(n % s.h.extent) * s.h.mul + s.h.off;
       w0[i] = int(m % s.w.extent) * s.w.mul + s.w.off;
       source[i] = m < s.rows ? x + n / s.h.extent * s.source.n : nullptr;
-      weight[i] =
-          w + (int64_t(column0) + id / 4) * s.taps * s.padded_summed + id % 4 * kChunkElements<T>;
     }
+    weight = w + (int64_t(column0) + threadIdx.x / 4) * s.taps * s.padded_summed +
+             threadIdx.x % 4 * kChunkElements<T>;
     find_pixels();
   }
 
@@ -74,6 +74,7 @@ struct Loader {
 
   __device__ void load(char* a, char* b, const T* x) {
     const int tap = (s.h.first + jh * s.h.every) * s.S + s.w.first + jw * s.w.every;
+    const T* from = weight + int64_t(tap) * s.padded_summed + c;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const int at_c = c + chunk[i] * kChunkElements<T>, id = threadIdx.x + i * kThreads<Tile>;
@@ -84,7 +85,7 @@ struct Loader {
       else
         gather_chunk(to, at[i] + at_c * s.source.c, s.source.c, count);
       copy_chunk_async(b + chunk_offset(id / 4, id % 4),
-                       weight[i] + int64_t(tap) * s.padded_summed + c, true);
+                       from + int64_t(i) * (kThreads<Tile> / 4) * s.taps * s.padded_summed, true);
     }
     c += 4 * kChunkElements<T>;
     if (c < s.padded_summed) return;
@@ -121,7 +122,7 @@ __device__ void store_tile(const Product& s, const T* tile, T* y, int64_t row0, 
 }
 
 template <typename T, int Tile, bool Async>
-__global__ void __launch_bounds__(kThreads<Tile>)
+__global__ void __launch_bounds__(kThreads<Tile>, Tile == 128 ? 2 : 4)
     conv2d_mma_kernel(Product s, const T* x, const T* w, const T* bias, T* y) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   constexpr int kWarpM = Tile / 2, kWarpN = 32, kWarpsN = Tile / kWarpN;
