@@ -94,9 +94,9 @@ def conv2d(
         algo: "auto", or the name of a kernel, which raises where that does not apply. "triton"
             runs the Triton kernels, forward and backward; float32 is then multiplied exactly, and
             on tensor cores with "triton_tf32" (10 bits of each factor) or "triton_tf32x3" (three
-            such products, nearly all of float32's bits). "mma", of CUDA C++,
-            rounds float32 as "triton_tf32" does; "auto" never picks it for float32.
-            torch.backends' switches have no say.
+            such products, nearly all of float32's bits). "mma", of CUDA C++, rounds float32 as
+            "triton_tf32" does; "auto" never picks it for float32. torch.backends' switches have no
+            say.
 
     Raises:
         RuntimeError: shapes, dtypes or devices that do not match, or values out of range.
