@@ -385,7 +385,8 @@ class Fused:
     pool_padding: tuple[int, int] = (0, 0)
     pool_ceil_mode: bool = False
     count_include_pad: bool = True
-    # Where dtypes of 16 bits agree with the oracle on which element is the largest.
+    # Where dtypes of 16 bits agree with the oracle on which element is the largest, though the
+    # convolution be rounded to them before it is pooled, as in the pieces of CUDA C++.
     narrow: bool = field(default=True)
 
     def __str__(self):
@@ -410,7 +411,7 @@ FUSED = (
     Fused("tanh", _conv["groups2"], "tanh", "none"),
     Fused("gelu", _conv["channels9"], "gelu", "none"),
     Fused("silu", _conv["asymmetric"], "silu", "none"),
-    Fused("max", _conv["primes"], "none", "max"),
+    Fused("max", _conv["primes"], "none", "max", narrow=False),
     Fused("avg", _conv["even_kernel"], "none", "avg", (3, 2), (2, 1), (1, 1)),
     Fused("relu_max_overlap", _conv["channels9"], "relu", "max", (3, 3), (1, 2), (1, 1)),
     Fused("relu_avg", _conv["reflect"], "relu", "avg", (2, 2), (1, 1), (1, 1), True, False),
