@@ -1,4 +1,5 @@
 // Registration of device code, translation on demand, and kernel launches.
+// It is long because the three share the table of registered kernels.
 #include <dlfcn.h>
 #include <unistd.h>
 #include <algorithm>

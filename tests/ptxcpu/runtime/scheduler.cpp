@@ -1,4 +1,5 @@
 // Fibers, the block scheduler, block barriers, memory checks and the launch entry point.
+// It is long because all of them work on the state of one block, which no other file sees.
 #include <sys/mman.h>
 #include <atomic>
 #include <cstdarg>

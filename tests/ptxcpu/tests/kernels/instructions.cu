@@ -1,5 +1,5 @@
 // One kernel per instruction family, mostly inline PTX, checked against NumPy and PyTorch in
-// test_instructions.py.
+// test_instructions.py. It is long because it is one list, and is compiled once.
 #include <cooperative_groups.h>
 #include <cooperative_groups/reduce.h>
 #include <cuda_bf16.h>
