@@ -246,6 +246,8 @@ CONVS = (
     Conv("depthwise_stride", (1, 16, 12, 34), (16, 1, 5, 5), (2, 2), (2, 2, 2, 2), groups=16),
     Conv("depthwise_multiplier", (2, 5, 8, 11), (15, 1, 3, 3), padding=(1, 1, 1, 1), groups=5),
     Conv("depthwise_dilation", (1, 8, 13, 17), (8, 1, 3, 3), dilation=(2, 3), groups=8, bias=False),
+    # Groups of a tensor core's 16 channels and more, with phases of unequal length in the gradient.
+    Conv("groups16_stride", (1, 32, 9, 10), (40, 16, 3, 3), (2, 3), (1, 1, 2, 0), groups=2),
     # Padding: asymmetric, beyond the kernel so that whole windows see nothing, every mode.
     Conv("asymmetric", (2, 3, 7, 8), (4, 3, 3, 3), (2, 1), (3, 0, 0, 2)),
     Conv("huge_padding", (1, 2, 3, 4), (3, 2, 2, 3), padding=(7, 5, 4, 6)),
@@ -256,6 +258,19 @@ CONVS = (
          padding_mode="circular"),
     Conv("depthwise_reflect", (1, 9, 6, 18), (9, 1, 3, 3), padding=(1, 1, 1, 1), groups=9,
          padding_mode="reflect"),
+)  # fmt: skip
+
+# The large tiles of the CUDA algorithms, which only problems of many blocks get: in few
+# multiply-adds that takes groups or phases, which are blocks too. Channels on and off chunks of 4.
+LARGE_TILES = (
+    ("igemm", torch.float32, Conv("fprop", (1, 512, 1, 3), (9216, 4, 1, 2), groups=128)),
+    ("igemm", torch.float32, Conv("fprop_ragged", (1, 384, 1, 3), (9344, 3, 1, 2), groups=128)),
+    ("igemm", torch.float32, Conv("dgrad", (1, 132, 8, 9), (8, 132, 3, 4), (8, 8), (1, 3, 0, 1))),
+    ("igemm", torch.float32, Conv("dgrad_ragged", (1, 130, 8, 8), (7, 130, 3, 4), (8, 8))),
+    ("igemm", torch.float32, Conv("wgrad", (2, 8, 6, 7), (72, 8, 3, 3), padding=(1, 0, 2, 1))),
+    ("igemm", torch.float32, Conv("wgrad_ragged", (2, 9, 6, 7), (70, 9, 3, 3), (1, 1), (1, 0) * 2)),
+    ("mma", torch.float16, Conv("fprop", (1, 1024, 1, 3), (4608, 16, 1, 2), groups=64)),
+    ("mma", torch.bfloat16, Conv("dgrad", (1, 4608, 2, 3), (1024, 72, 1, 2), (1, 2), groups=64)),
 )  # fmt: skip
 
 # ---- transposed convolutions -------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import (
     CONVS,
+    LARGE_TILES,
     LAYOUTS,
     assert_close,
     conv_expected,
@@ -117,16 +118,27 @@ def test_every_algorithm_on_a_gpu(case, dtype, format):
 @needs_cuda_library
 @pytest.mark.gpu
 @pytest.mark.parametrize("format", FORMATS)
-def test_tensor_cores_read_views_at_odd_offsets(format):
+@pytest.mark.parametrize(
+    ("algo", "dtype", "case"), LARGE_TILES, ids=[f"{algo}-{case}" for algo, _, case in LARGE_TILES]
+)
+def test_large_tiles(algo, dtype, case, format):
+    check(case, dtype, *arguments(case, dtype, format, "cuda"), algo=algo)
+
+
+@needs_cuda_library
+@pytest.mark.gpu
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("algo", "dtype"), (("mma", torch.float16), ("igemm", torch.float32)))
+def test_views_at_odd_offsets_are_read(algo, dtype, format):
     def shifted(t):
         memory = torch.empty(t.numel() + 1, dtype=t.dtype, device="cuda")
         return memory[1:].as_strided(t.shape, t.stride(), 1).copy_(t.detach())
 
     case = BY_NAME["vgg"]
-    x, w, b, g = arguments(case, torch.float16, format, "cuda")
+    x, w, b, g = arguments(case, dtype, format, "cuda")
     x, w, g = shifted(x).requires_grad_(), shifted(w).requires_grad_(), shifted(g)
-    assert x.data_ptr() % 16 == 2
-    check(case, torch.float16, x, w, b, g, algo="mma")
+    assert x.data_ptr() % 16 == dtype.itemsize
+    check(case, dtype, x, w, b, g, algo=algo)
 
 
 @pytest.mark.parametrize("grad_layout", LAYOUTS)

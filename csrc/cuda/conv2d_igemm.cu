@@ -46,12 +46,14 @@ __device__ PhaseAxis dgrad_axis(const Axis& a, int phase) {
 }
 
 struct GatherShape {
-  Strides from, to;
+  Strides to;
   IndexMap rows, columns;  // of the source
   Axis h, w;
-  int64_t N, weight_pitch;  // of the packed weight: channels of the output, whole tiles
-  int C, K;                 // channels of a group: summed over, and computed
-  int slices, tiles;        // of C, of K
+  int64_t N, image_pitch;
+  int channel_pitch, row_pitch, pixel_pitch;  // of the source
+  int weight_pitch;   // of the packed weight: channels of the output, whole tiles
+  int C, K;           // channels of a group: summed over, and computed
+  int slices, tiles;  // of C, of K
   bool is_dgrad;
   bool vector_store;  // 4 neighbours of the output are one aligned access
   Activation activation;
@@ -64,13 +66,6 @@ struct __align__(16) Pixel {
   int row, column;
 };
 
-enum class Gather { kPlanes, kPixels, kPixelVectors };  // NCHW; NHWC; NHWC, 4 channels a load
-
-template <typename T>
-struct alignas(4 * sizeof(T)) Vector4 {
-  T v[4];
-};
-
 template <int kTile, typename T, Gather kGather>
 __global__ __launch_bounds__(Igemm<kTile>::kThreads,
                              Igemm<kTile>::kMinBlocks) void conv2d_igemm_kernel(GatherShape s,
@@ -79,7 +74,7 @@ __global__ __launch_bounds__(Igemm<kTile>::kThreads,
                                                                                 const T* bias,
                                                                                 T* y) {
   typedef Igemm<kTile> G;
-  constexpr bool kNhwc = kGather != Gather::kPlanes;
+  constexpr bool kNhwc = is_nhwc(kGather);
   constexpr int kParts = kSlice / G::kLoads;  // threads that share a pixel
   __shared__ __align__(16) float pixels[2][kSlice * G::kPitch];
   __shared__ __align__(16) float channels[2][kSlice * G::kPitch];
@@ -108,7 +103,7 @@ __global__ __launch_bounds__(Igemm<kTile>::kThreads,
       const int64_t n = m / plane, rest = m % plane;
       const int i = int(rest / w.extent), j = int(rest % w.extent);
       to.row = i * h.step + h.offset, to.column = j * w.step + w.offset;
-      to.image = n * s.from.n;
+      to.image = n * s.image_pitch;
       to.destination = s.is_dgrad ? s.to.at(n, 0, int64_t(i) * s.h.stride + phase_h,
                                             int64_t(j) * s.w.stride + phase_w)
                                   : s.to.at(n, 0, i, j);
@@ -118,8 +113,8 @@ __global__ __launch_bounds__(Igemm<kTile>::kThreads,
   __syncthreads();
 
   constexpr int kQuads = kTile / 4;  // 4 channels of the packed weight a load
-  const int64_t slice_pitch = kSlice * s.weight_pitch, tap_pitch = s.slices * slice_pitch;
-  x += (int64_t(group) * s.C + part) * s.from.c;
+  const int slice_pitch = kSlice * s.weight_pitch, tap_pitch = s.slices * slice_pitch;
+  x += (int64_t(group) * s.C + part) * s.channel_pitch;
   weight += int64_t(group) * s.h.taps * s.w.taps * tap_pitch + thread / kQuads * s.weight_pitch +
             k0 + thread % kQuads * 4;
 
@@ -132,13 +127,14 @@ __global__ __launch_bounds__(Igemm<kTile>::kThreads,
     const int j = s.columns(from.column + tap_w * w.tap_step);
     const bool inside = from.destination >= 0 && s.rows.inside(i) && s.columns.inside(j);
     left = inside ? s.C - part : 0;
-    source = x + from.image + i * s.from.h + j * s.from.w;  // read only where inside
-    tap_weight = weight + ((h.first_tap + tap_h * h.tap_skip) * s.w.taps + w.first_tap +
-                           tap_w * w.tap_skip) *
-                              tap_pitch;
+    source = x + from.image + int64_t(i) * s.row_pitch + int64_t(j) * s.pixel_pitch;
+    const int tap =
+        (h.first_tap + tap_h * h.tap_skip) * s.w.taps + w.first_tap + tap_w * w.tap_skip;
+    tap_weight = weight + int64_t(tap) * tap_pitch;
   };
   const auto next_slice = [&] {
-    left -= kSlice, source += kSlice * s.from.c, tap_weight += slice_pitch;
+    left -= kSlice, source += kNhwc ? kSlice : int64_t(s.channel_pitch) * kSlice,
+        tap_weight += slice_pitch;
     if (++slice < s.slices) return;
     slice = 0;
     if (++tap_w == w.taps) tap_w = 0, ++tap_h;
@@ -148,18 +144,10 @@ __global__ __launch_bounds__(Igemm<kTile>::kThreads,
   float loaded[G::kLoads];
   float4 loaded_weight[G::kLoads / 4];
   const auto fetch = [&] {
-    if constexpr (kGather == Gather::kPixelVectors) {
 #pragma unroll
-      for (int v = 0; v < G::kLoads; v += 4) {
-        Vector4<T> four{};
-        if (v < left) four = *reinterpret_cast<const Vector4<T>*>(source + v);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) loaded[v + i] = v < left ? widen(four.v[i]) : 0.f;
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < G::kLoads; ++i) loaded[i] = i < left ? widen(source[i * s.from.c]) : 0.f;
-    }
+    for (int v = 0; v < G::kLoads; v += kChunk)
+      load_chunk<kGather>(source + (kNhwc ? v : int64_t(s.channel_pitch) * v), s.channel_pitch,
+                          left - v, loaded + v);
 #pragma unroll
     for (int v = 0; v < G::kLoads / 4; ++v)
       loaded_weight[v] = *reinterpret_cast<const float4*>(tap_weight + v * (G::kThreads / kQuads) *
@@ -261,17 +249,16 @@ __global__ void pack_weight_kernel(const T* weight, Strides from, int64_t group_
 
 int gcd(int64_t a, int64_t b) { return int(b ? gcd(b, a % b) : a); }
 
-bool is_aligned(const void* pointer, size_t bytes) {
-  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
-}
-
 GatherShape make_gather_shape(const ConvCall& call, int64_t tile) {
   const ConvParams& p = call.p;
   GatherShape s{};
   s.is_dgrad = call.pass == ConvPass::kDgrad;
   const Strides input = dense_strides(p.C, p.H, p.W, call.nhwc);
   const Strides output = dense_strides(p.K, p.P, p.Q, call.nhwc);
-  s.from = s.is_dgrad ? output : input, s.to = s.is_dgrad ? input : output;
+  const Strides& from = s.is_dgrad ? output : input;
+  s.to = s.is_dgrad ? input : output;
+  s.image_pitch = from.n, s.channel_pitch = int(from.c);
+  s.row_pitch = int(from.h), s.pixel_pitch = int(from.w);
   s.rows = make_index_map(s.is_dgrad ? p.P : p.H, p.mode);
   s.columns = make_index_map(s.is_dgrad ? p.Q : p.W, p.mode);
   s.h = {s.is_dgrad ? p.H : p.P, int(p.stride_h), int(p.pad_top),
@@ -281,12 +268,20 @@ GatherShape make_gather_shape(const ConvCall& call, int64_t tile) {
   s.N = p.N;
   s.C = int((s.is_dgrad ? p.K : p.C) / p.groups), s.K = int((s.is_dgrad ? p.C : p.K) / p.groups);
   s.slices = int(igemm_tiles(s.C, kIgemmSlice)), s.tiles = int(igemm_tiles(s.K, tile));
-  s.weight_pitch = s.tiles * tile;
+  s.weight_pitch = int(s.tiles * tile);
   const bool is_strided = s.is_dgrad && p.stride_h * p.stride_w != 1;
   s.vector_store = call.nhwc ? s.K % 4 == 0 : s.h.extent * s.w.extent % 4 == 0 && !is_strided;
   s.vector_store &= is_aligned(call.output, call.dtype == DType::kFloat32 ? 16 : 8);
   s.activation = call.activation;
   return s;
+}
+
+// Whether the channels summed over come in whole chunks, aligned where one is one load.
+bool comes_in_chunks(const ConvCall& call) {
+  const bool is_dgrad = call.pass == ConvPass::kDgrad;
+  const size_t bytes = call.dtype == DType::kFloat32 ? 16 : 8;
+  return (is_dgrad ? call.p.K : call.p.C) / call.p.groups % kChunk == 0 &&
+         (!call.nhwc || is_aligned(is_dgrad ? call.grad : call.input, bytes));
 }
 
 template <int kTile, typename T>
@@ -312,12 +307,12 @@ void launch(const ConvCall& call) {
     kernel<<<grid, Igemm<kTile>::kThreads, 0, call.stream>>>(
         s, from, packed, static_cast<const T*>(call.bias), static_cast<T*>(call.output));
   };
-  if (!call.nhwc)
-    run(conv2d_igemm_kernel<kTile, T, Gather::kPlanes>);
-  else if (s.C % 4 == 0 && is_aligned(from, sizeof(Vector4<T>)))
-    run(conv2d_igemm_kernel<kTile, T, Gather::kPixelVectors>);
-  else
-    run(conv2d_igemm_kernel<kTile, T, Gather::kPixels>);
+  if (kTile == kIgemmLarge || comes_in_chunks(call))
+    run(call.nhwc ? conv2d_igemm_kernel<kTile, T, Gather::kPixelChunks>
+                  : conv2d_igemm_kernel<kTile, T, Gather::kPlaneChunks>);
+  else if constexpr (kTile == kIgemmSmall)
+    run(call.nhwc ? conv2d_igemm_kernel<kTile, T, Gather::kPixels>
+                  : conv2d_igemm_kernel<kTile, T, Gather::kPlanes>);
 }
 
 }  // namespace
@@ -332,7 +327,7 @@ cudaError_t launch_conv2d_igemm(const ConvCall& call) {
     case DType::kFloat16: launch<kIgemmSmall, __half>(call); break;
     case DType::kBFloat16: launch<kIgemmSmall, __nv_bfloat16>(call); break;
     default:
-      if (igemm_tile(call) == kIgemmLarge)
+      if (igemm_tile(call) == kIgemmLarge && comes_in_chunks(call))
         launch<kIgemmLarge, float>(call);
       else
         launch<kIgemmSmall, float>(call);

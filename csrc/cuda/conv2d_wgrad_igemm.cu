@@ -1,9 +1,9 @@
-// wgrad as an implicit GEMM in float32: [K x pixels] * [pixels x (c, r, s)], the pixels cut into
+// wgrad as an implicit GEMM in float32: [K x pixels] * [pixels x (r, s, c)], the pixels cut into
 // parts of a length that the geometry alone decides. Each part's sums go to the workspace, and a
-// second kernel adds them up in order. A thread loads at one pixel of each slice of 8, whose
-// coordinates it steps along without a division; where a column of the product lies relative to
-// the pixel is a table in shared memory. Rows and columns past the end load the first instead and
-// are never stored.
+// second kernel adds them up in order. The columns come in chunks of 4 channels of one tap: a
+// thread loads whole chunks at one pixel of each slice of 8, so it looks at the borders once a
+// chunk, and it steps along the pixels without a division. What lies past K or C is loaded as
+// zeros.
 #include <algorithm>
 
 #include "conv2d_igemm.h"
@@ -13,99 +13,108 @@ namespace cnnkern {
 namespace {
 
 struct WgradShape {
-  Strides grad, input;
-  IndexMap rows, columns;  // of the input
-  int64_t pixels, part;    // of all images; of one part
+  IndexMap rows, columns;           // of the input
+  int64_t pixels, part;             // of all images; of one part
+  int64_t image_pitch, grad_pitch;  // from one image to the next
+  // A slice of pixels further on within an image, and what its end adds: in NCHW it skips the
+  // gradient's other channels, in NHWC there is nothing between.
+  int64_t image_step, grad_step, grad_skip;
+  int channel_pitch, row_pitch, tap_pitch;  // of the input
+  int grad_channel_pitch, grad_pixel_pitch;
   int P, Q, stride_h, stride_w, pad_top, pad_left, dil_h, dil_w;
-  int K, C, R, S;  // of a group
-  int tiles_across;
+  int K, C, R, S;            // of a group
+  int chunks, tiles_across;  // of C; of all columns
+  int dp, dq;                // a slice of pixels further on, but for whole images
 };
 
-// Column j of the product, in the order of the input's memory: neighbours are loaded together.
-struct Tap {
-  int c, r, s;
-};
-template <bool kNhwc>
-__device__ __forceinline__ Tap tap_of(const WgradShape& s, int64_t j) {
-  if (kNhwc) return {int(j % s.C), int(j / s.C / s.S), int(j / s.C % s.S)};
-  return {int(j / s.S / s.R), int(j / s.S % s.R), int(j % s.S)};
-}
-
-struct __align__(16) Column {
-  int h, w, offset, unused;
-};
-
-template <int kTile, typename T, bool kNhwc>
+template <int kTile, typename T, Gather kGather>
 __global__ __launch_bounds__(
     Igemm<kTile>::kThreads,
     Igemm<kTile>::kMinBlocks) void conv2d_wgrad_igemm_kernel(WgradShape s, const T* dy, const T* x,
                                                              float* partial) {
   typedef Igemm<kTile> G;
-  constexpr int kPer = G::kThreads / kSlice;  // threads at one pixel
+  constexpr bool kNhwc = is_nhwc(kGather);
+  constexpr int kPer = G::kThreads / kSlice;   // threads at one pixel
+  constexpr int kChunks = G::kLoads / kChunk;  // of a thread, per operand and slice
+  // A thread's chunks are neighbours that share a tap, or lie where those of all lanes are whole
+  // sectors; from one to the next, columns.
+  constexpr int kTaps = kGather == Gather::kPlaneChunks ? 1 : kChunks;
+  constexpr int kStep = kTaps < kChunks ? kChunk : kPer * kChunk;
   __shared__ __align__(16) float rows[2][kSlice * G::kPitch];
   __shared__ __align__(16) float columns[2][kSlice * G::kPitch];
-  __shared__ Column table[kTile];
-
-  const int thread = threadIdx.x, group = blockIdx.z;
-  const int64_t count = int64_t(s.C) * s.R * s.S;
-  const int k0 = int(blockIdx.x / s.tiles_across) * kTile;
-  const int64_t j0 = int64_t(blockIdx.x % s.tiles_across) * kTile;
-  for (int j = thread; j < kTile; j += G::kThreads) {
-    const Tap t = tap_of<kNhwc>(s, j0 + j < count ? j0 + j : 0);
-    table[j] = {t.r * s.dil_h - s.pad_top, t.s * s.dil_w - s.pad_left, int(t.c * s.input.c), 0};
-  }
-  __syncthreads();
 
   // Lanes run along the memory: over pixels in NCHW, over channels in NHWC.
+  const int thread = threadIdx.x, group = blockIdx.z;
   const int slot = kNhwc ? thread / kPer : thread % kSlice;
-  const int first = kNhwc ? thread % kPer : thread / kSlice;
+  const int first = (kNhwc ? thread % kPer : thread / kSlice) * (kChunk * kChunks / kTaps);
+  const int k0 = int(blockIdx.x / s.tiles_across) * kTile;
+  const int j0 = int(blockIdx.x % s.tiles_across) * kTile;
+
+  // Where the chunks lie relative to the pixel, and how many channels they have.
+  int tap_h[kTaps], tap_w[kTaps], offset[kTaps], channels[kTaps];
+#pragma unroll
+  for (int v = 0; v < kTaps; ++v) {
+    const int chunk = (j0 + first + v * kStep) / kChunk;
+    const int tap = chunk / s.chunks, c = chunk % s.chunks * kChunk;
+    tap_h[v] = tap / s.S * s.dil_h - s.pad_top, tap_w[v] = tap % s.S * s.dil_w - s.pad_left;
+    offset[v] = c * s.channel_pitch;
+    channels[v] = tap < s.R * s.S ? s.C - c : 0;
+  }
+
   const int64_t begin = blockIdx.y * s.part;
-  const int64_t end = begin + s.part < s.pixels ? begin + s.part : s.pixels;
-  int64_t m = begin + slot;
-  int q = int(m % s.Q), p = int(m / s.Q % s.P);
-  int64_t n = m / s.Q / s.P;
-  const int dq = kSlice % s.Q, dp = kSlice / s.Q % s.P, dn = kSlice / s.Q / s.P;
-  dy += (int64_t(group) * s.K + k0) * s.grad.c;
-  x += int64_t(group) * s.C * s.input.c;
-  const int last = s.K - k0 - 1;
-  const int row_pitch = int(s.input.h), column_pitch = int(s.input.w), grad_pitch = int(s.grad.c);
+  const int length = int(begin + s.part < s.pixels ? s.part : s.pixels - begin);  // never 0
+  const int64_t n = (begin + slot) / s.Q / s.P;
+  int left = length - slot;
+  int q = int((begin + slot) % s.Q), p = int((begin + slot) / s.Q % s.P);
+  const int rows_left = s.K - k0 - first;
+  const T* image = x + n * s.image_pitch + int64_t(group) * s.C * s.channel_pitch;
+  const T* grad = dy + n * s.grad_pitch + (int64_t(p) * s.Q + q) * s.grad_pixel_pitch +
+                  (int64_t(group) * s.K + k0 + first) * s.grad_channel_pitch;
 
   float loaded_rows[G::kLoads], loaded_columns[G::kLoads];
   const auto fetch = [&] {
-    const bool is_pixel = m < end;
-    const T* grad = dy + s.grad.at(n, 0, p, q);
-    const T* image = x + n * s.input.n;
+    const int rows_here = left > 0 ? rows_left : 0;
     const int h = p * s.stride_h, w = q * s.stride_w;
 #pragma unroll
-    for (int i = 0; i < G::kLoads; ++i) {
-      const int k = min(first + i * kPer, last);
-      loaded_rows[i] = is_pixel ? widen(grad[k * grad_pitch]) : 0.f;
-      const Column c = table[first + i * kPer];
-      const int row = s.rows(h + c.h), column = s.columns(w + c.w);
-      const bool inside = is_pixel && s.rows.inside(row) && s.columns.inside(column);
-      loaded_columns[i] =
-          inside ? widen(image[c.offset + row * row_pitch + column * column_pitch]) : 0.f;
+    for (int v = 0; v < kChunks; ++v) {
+      const int64_t step = kNhwc ? v * kStep : int64_t(s.grad_channel_pitch) * (v * kStep);
+      load_chunk<kGather>(grad + step, s.grad_channel_pitch, rows_here - v * kStep,
+                          loaded_rows + v * kChunk);
     }
-  };
-  const auto next_slice = [&] {
-    m += kSlice, q += dq, p += dp, n += dn;
-    if (q >= s.Q) q -= s.Q, ++p;
-    if (p >= s.P) p -= s.P, ++n;
+#pragma unroll
+    for (int v = 0; v < kTaps; ++v) {
+      const int row = s.rows(h + tap_h[v]), column = s.columns(w + tap_w[v]);
+      const bool inside = left > 0 && s.rows.inside(row) && s.columns.inside(column);
+      const T* source = image + (offset[v] + row * s.row_pitch + column * s.tap_pitch);
+#pragma unroll
+      for (int u = v; u < kChunks; u += kTaps)
+        load_chunk<kGather>(source + int64_t(s.channel_pitch) * (u - v) * kChunk, s.channel_pitch,
+                            inside ? channels[v] : 0, loaded_columns + u * kChunk);
+    }
   };
   const auto put = [&](int stage) {
 #pragma unroll
-    for (int i = 0; i < G::kLoads; ++i) {
-      const int at = slot * G::kPitch + first + i * kPer;
-      rows[stage][at] = loaded_rows[i], columns[stage][at] = loaded_columns[i];
+    for (int v = 0; v < kChunks; ++v) {
+      const int at = slot * G::kPitch + first + v * kStep;
+      store_chunk(rows[stage] + at, loaded_rows + v * kChunk);
+      store_chunk(columns[stage] + at, loaded_columns + v * kChunk);
     }
+  };
+  const auto next_slice = [&] {
+    left -= kSlice, q += s.dq, p += s.dp;
+    if (q >= s.Q) q -= s.Q, ++p;
+    image += s.image_step, grad += s.grad_step;
+    if (p < s.P) return;
+    p -= s.P, image += s.image_pitch;
+    if (!kNhwc) grad += s.grad_skip;
   };
 
   const ThreadPlace<kTile> place(thread);
   float sum[kThreadRows][kThreadColumns] = {};
-  int64_t steps = (end - begin + kSlice - 1) / kSlice;  // no part is empty
   fetch();
   put(0);
   __syncthreads();
+  int steps = (length + kSlice - 1) / kSlice;
   for (int stage = 0; steps; stage ^= 1) {
     const bool more = --steps;
     if (more) {
@@ -117,65 +126,90 @@ __global__ __launch_bounds__(
     __syncthreads();
   }
 
+  const int count = s.R * s.S * s.chunks * kChunk;
   partial += ((int64_t(blockIdx.y) * gridDim.z + group) * s.K + k0) * count + j0;
 #pragma unroll
   for (int i = 0; i < kThreadRows; ++i) {
     const int r = place.row_of(i);
-    if (r > last) continue;
+    if (k0 + r >= s.K) continue;
 #pragma unroll
-    for (int j = 0; j < kThreadColumns; ++j)
-      if (j0 + place.column_of(j) < count) partial[r * count + place.column_of(j)] = sum[i][j];
+    for (int j = 0; j < kThreadColumns; j += kChunk)
+      if (j0 + place.column_of(j) < count)
+        store_chunk(partial + int64_t(r) * count + place.column_of(j), sum[i] + j);
   }
 }
 
-template <typename T, bool kNhwc>
-__global__ void sum_parts_kernel(WgradShape s, const float* partial, int64_t parts, T* dw,
-                                 int64_t count) {
-  const int64_t columns = int64_t(s.C) * s.R * s.S;
+template <typename T>
+__global__ void sum_parts_kernel(WgradShape s, const float* partial, int64_t parts,
+                                 int64_t part_pitch, T* dw, int64_t count) {
   const int64_t step = int64_t(gridDim.x) * blockDim.x;
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+    const int64_t k = i / s.C / s.R / s.S;
+    const int c = int(i % s.C), tap = int(i / s.C % (s.R * s.S));
+    const float* at = partial + ((k * s.R * s.S + tap) * s.chunks * kChunk + c);
     float sum = 0;
-    for (int64_t part = 0; part < parts; ++part) sum += partial[part * count + i];
-    const Tap t = tap_of<kNhwc>(s, i % columns);
-    dw[((i / columns * s.C + t.c) * s.R + t.r) * s.S + t.s] = narrow<T>(sum);
+    for (int64_t part = 0; part < parts; ++part) sum += at[part * part_pitch];
+    dw[(k * s.C + c) * s.R * s.S + tap] = narrow<T>(sum);
   }
 }
 
-template <int kTile, typename T, bool kNhwc>
-void launch(const ConvCall& call) {
+WgradShape make_wgrad_shape(const ConvCall& call, int tile) {
   const ConvParams& p = call.p;
   const IgemmShape gemm = igemm_shape(call);
-  const int64_t parts = igemm_splits(call);
+  const Strides grad = dense_strides(p.K, p.P, p.Q, call.nhwc);
+  const Strides input = dense_strides(p.C, p.H, p.W, call.nhwc);
   WgradShape s{};
-  s.grad = dense_strides(p.K, p.P, p.Q, kNhwc);
-  s.input = dense_strides(p.C, p.H, p.W, kNhwc);
   s.rows = make_index_map(p.H, p.mode), s.columns = make_index_map(p.W, p.mode);
   s.pixels = gemm.reduction;
-  s.part = std::max<int64_t>(ceil_div(ceil_div(s.pixels, parts), kIgemmSlice), 1) * kIgemmSlice;
+  s.part = std::max<int64_t>(ceil_div(ceil_div(s.pixels, igemm_splits(call)), kSlice), 1) * kSlice;
+  s.image_pitch = input.n, s.grad_pitch = grad.n;
+  s.channel_pitch = int(input.c), s.row_pitch = int(input.h), s.tap_pitch = int(input.w);
+  s.grad_channel_pitch = int(grad.c), s.grad_pixel_pitch = int(grad.w);
   s.P = int(p.P), s.Q = int(p.Q);
   s.stride_h = int(p.stride_h), s.stride_w = int(p.stride_w);
   s.pad_top = int(p.pad_top), s.pad_left = int(p.pad_left);
   s.dil_h = int(p.dil_h), s.dil_w = int(p.dil_w);
   s.K = int(gemm.rows), s.C = int(p.C / p.groups), s.R = int(p.R), s.S = int(p.S);
-  s.tiles_across = int(ceil_div(gemm.columns, kTile));
-  const int64_t used = ceil_div(s.pixels, s.part);  // rounding up may leave fewer
-  float* partial = static_cast<float*>(call.workspace);
-  const dim3 grid(unsigned(ceil_div(s.K, kTile) * s.tiles_across), unsigned(used),
-                  unsigned(p.groups));
-  if (used)
-    conv2d_wgrad_igemm_kernel<kTile, T, kNhwc><<<grid, Igemm<kTile>::kThreads, 0, call.stream>>>(
-        s, static_cast<const T*>(call.grad), static_cast<const T*>(call.input), partial);
-  const int64_t count = p.K * gemm.columns;
-  sum_parts_kernel<T, kNhwc><<<grid_for(count, 128), 128, 0, call.stream>>>(
-      s, partial, used, static_cast<T*>(call.output), count);
+  s.chunks = int(ceil_div(s.C, kChunk)), s.tiles_across = int(ceil_div(gemm.columns, tile));
+  s.grad_skip = grad.n - p.P * p.Q * grad.w;
+  if (!s.pixels) return s;
+  s.dp = kSlice / s.Q % s.P, s.dq = kSlice % s.Q;
+  const int images = kSlice / s.Q / s.P;
+  s.image_step = images * input.n, s.grad_step = kSlice * grad.w + images * s.grad_skip;
+  return s;
+}
+
+// Whether all channels come in whole chunks, aligned where a chunk is one load.
+bool comes_in_chunks(const ConvCall& call, int tile) {
+  const int64_t C = call.p.C / call.p.groups, K = call.p.K / call.p.groups;
+  const int channels = call.nhwc || tile == kIgemmLarge ? kChunk : 2 * kChunk;
+  const size_t bytes = call.dtype == DType::kFloat32 ? 16 : 8;
+  return C % channels == 0 && K % channels == 0 &&
+         (!call.nhwc || (is_aligned(call.grad, bytes) && is_aligned(call.input, bytes)));
 }
 
 template <int kTile, typename T>
-void launch_layout(const ConvCall& call) {
-  if (call.nhwc)
-    launch<kTile, T, true>(call);
-  else
-    launch<kTile, T, false>(call);
+void launch(const ConvCall& call) {
+  const WgradShape s = make_wgrad_shape(call, kTile);
+  const int64_t parts = ceil_div(s.pixels, s.part);  // rounding up may leave fewer than planned
+  float* partial = static_cast<float*>(call.workspace);
+  const auto run = [&](auto kernel) {
+    const dim3 grid(unsigned(ceil_div(s.K, kTile) * s.tiles_across), unsigned(parts),
+                    unsigned(call.p.groups));
+    kernel<<<grid, Igemm<kTile>::kThreads, 0, call.stream>>>(
+        s, static_cast<const T*>(call.grad), static_cast<const T*>(call.input), partial);
+  };
+  if (!parts) {  // no pixels, so the sums are zeros
+  } else if (kTile == kIgemmLarge || comes_in_chunks(call, kTile)) {
+    run(call.nhwc ? conv2d_wgrad_igemm_kernel<kTile, T, Gather::kPixelChunks>
+                  : conv2d_wgrad_igemm_kernel<kTile, T, Gather::kPlaneChunks>);
+  } else if constexpr (kTile == kIgemmSmall) {
+    run(call.nhwc ? conv2d_wgrad_igemm_kernel<kTile, T, Gather::kPixels>
+                  : conv2d_wgrad_igemm_kernel<kTile, T, Gather::kPlanes>);
+  }
+  const int64_t count = call.p.K * s.C * s.R * s.S;
+  sum_parts_kernel<T><<<grid_for(count, 128), 128, 0, call.stream>>>(
+      s, partial, parts, call.p.K * igemm_shape(call).columns, static_cast<T*>(call.output), count);
 }
 
 }  // namespace
@@ -183,13 +217,13 @@ void launch_layout(const ConvCall& call) {
 cudaError_t launch_conv2d_wgrad_igemm(const ConvCall& call) {
   if (!(call.p.K * igemm_shape(call).columns)) return cudaSuccess;
   switch (call.dtype) {
-    case DType::kFloat16: launch_layout<kIgemmSmall, __half>(call); break;
-    case DType::kBFloat16: launch_layout<kIgemmSmall, __nv_bfloat16>(call); break;
+    case DType::kFloat16: launch<kIgemmSmall, __half>(call); break;
+    case DType::kBFloat16: launch<kIgemmSmall, __nv_bfloat16>(call); break;
     default:
-      if (igemm_tile(call) == kIgemmLarge)
-        launch_layout<kIgemmLarge, float>(call);
+      if (igemm_tile(call) == kIgemmLarge && comes_in_chunks(call, kIgemmLarge))
+        launch<kIgemmLarge, float>(call);
       else
-        launch_layout<kIgemmSmall, float>(call);
+        launch<kIgemmSmall, float>(call);
   }
   return cudaGetLastError();
 }

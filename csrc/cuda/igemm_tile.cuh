@@ -7,10 +7,12 @@
 //      +--------------------+   touches each bank once
 #pragma once
 #include "common.cuh"
+#include "conv2d_igemm.h"
 
 namespace cnnkern {
 
-constexpr int kSlice = 8;  // of the reduction, in one stage of shared memory
+constexpr int kSlice = int(kIgemmSlice);  // of the reduction, in one stage of shared memory
+constexpr int kChunk = int(kIgemmChunk);  // channels that are loaded together
 constexpr int kThreadRows = 8, kThreadColumns = 8;
 constexpr int kWarpRows = 32, kWarpColumns = 64;
 
@@ -55,6 +57,45 @@ __device__ __forceinline__ void multiply_slice(const float* rows, const float* c
 #pragma unroll
       for (int j = 0; j < kThreadColumns; ++j) sum[i][j] = fmaf(a[i], b[j], sum[i][j]);
   }
+}
+
+// NCHW and NHWC, and both where channels come in whole chunks; in NHWC, one is then one load.
+enum class Gather { kPlanes, kPixels, kPlaneChunks, kPixelChunks };
+constexpr CNNKERN_HOST_DEVICE bool is_nhwc(Gather g) {
+  return g == Gather::kPixels || g == Gather::kPixelChunks;
+}
+
+template <typename T>
+struct alignas(kChunk * sizeof(T)) Vector4 {
+  T v[kChunk];
+};
+
+inline bool is_aligned(const void* pointer, size_t bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+}
+
+// The first `count` channels of a chunk, which may be none, and zeros for the rest.
+template <Gather kGather, typename T>
+__device__ __forceinline__ void load_chunk(const T* from, int channel_pitch, int count, float* to) {
+  if constexpr (kGather == Gather::kPixelChunks) {
+    Vector4<T> four{};
+    if (count > 0) four = *reinterpret_cast<const Vector4<T>*>(from);
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) to[i] = widen(four.v[i]);
+  } else {
+    const int pitch = is_nhwc(kGather) ? 1 : channel_pitch;
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) {
+      // The product of two int is one instruction with the sum, as long as it is widened at once.
+      const char* at = reinterpret_cast<const char*>(from) + int64_t(pitch) * int(i * sizeof(T));
+      const bool inside = (kGather == Gather::kPlaneChunks ? 0 : i) < count;
+      to[i] = inside ? widen(*reinterpret_cast<const T*>(at)) : 0.f;
+    }
+  }
+}
+
+__device__ __forceinline__ void store_chunk(float* to, const float* from) {
+  *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
 }
 
 // padded_index() as a table of three numbers, without branches: the result is inside [0, size), or

@@ -135,11 +135,14 @@ template <typename T, typename I>
 __global__ void __launch_bounds__(kThreads)
     gather_kernel(PoolParams p, int64_t images, int64_t plane, int64_t pooled, uint32_t C,
                   const T* from, const I* at, T* to) {
-  const int64_t items = pooled * C;
-  for (int64_t image = blockIdx.y; image < images; image += gridDim.y)
-    for (int64_t j = int64_t(blockIdx.x) * kThreads + threadIdx.x; j < items;
-         j += int64_t(gridDim.x) * kThreads) {
-      const int64_t window = C == 1 ? j : j / C, c = C == 1 ? 0 : j % C;
+  const int64_t items = pooled * C, step = int64_t(gridDim.x) * kThreads;
+  const int64_t first = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t first_window = first / C, window_step = step / C;  // the only divisions
+  const uint32_t first_c = uint32_t(first % C), c_step = uint32_t(step % C);
+  for (int64_t image = blockIdx.y; image < images; image += gridDim.y) {
+    int64_t window = first_window;
+    uint32_t c = first_c;
+    for (int64_t j = first; j < items; j += step) {
       const I code = at[image * items + j];
       int64_t place;
       if constexpr (sizeof(I) == 1)
@@ -148,7 +151,10 @@ __global__ void __launch_bounds__(kThreads)
         place = code;
       to[image * items + j] =
           place >= 0 && place < plane ? from[(image * plane + place) * C + c] : narrow<T>(0);
+      window += window_step, c += c_step;
+      if (c >= C) c -= C, ++window;
     }
+  }
 }
 
 template <typename T>
