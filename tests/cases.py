@@ -32,6 +32,8 @@ TOLERANCE = {
     ),  # two ulps, for the division or the activation; one ulp per step
     torch.bfloat16: (2**-8, 2**-23),  # half an ulp
     torch.float16: (2**-11, 2**-23),  # half an ulp
+    # Winograd's F(2x2, 3x3) needs no row: its transforms make terms up to 4 times as large, but it
+    # adds up one number a channel and not nine, so that it comes out closer than the other kernels.
     # float32 on tensor cores, when asked for: tf32 rounds each factor to 11 bits, so a product is
     # off by 2**-10, a sum of many by no more of its size; twice that for results that cancel.
     "tf32": (2**-9, 2**-23),
@@ -221,6 +223,10 @@ CONVS = (
     Conv("reduction1152", (2, 46, 6, 5), (8, 46, 5, 5), padding=(2, 2, 2, 2)),
     Conv("reduction512", (1, 32, 5, 17), (8, 32, 4, 4)),
     Conv("output1", (2, 16, 9, 9), (1, 16, 3, 3)),
+    # Winograd: patches of 2x2 cut off on both sides, padding beyond the kernel, whose gradient
+    # starts inside; channels one off its tile of 64 and its slices of 4, patches on two tiles.
+    Conv("patches", (2, 6, 7, 9), (5, 6, 3, 3), padding=(5, 0, 1, 3)),
+    Conv("patches_tile", (3, 33, 10, 4), (65, 33, 3, 3), padding=(0, 2, 1, 1), bias=False),
     # Rows and planes much longer or shorter than a vector.
     Conv("wide", (1, 2, 3, 230), (5, 2, 3, 5), padding=(2, 2, 1, 1)),
     Conv("tall", (1, 2, 131, 3), (3, 2, 5, 3), padding=(1, 1, 0, 0)),

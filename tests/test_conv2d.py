@@ -308,6 +308,20 @@ def test_nan_and_infinity_reach_only_their_windows(dtype, target):
     assert (y[~(nan | inf).expand(1, 9, 9, 40)] == 0).all()
 
 
+@needs_cuda_library
+@pytest.mark.gpu
+@pytest.mark.parametrize("format", FORMATS)
+def test_nan_and_infinity_reach_only_their_windows_by_winograd(format):
+    x, w = torch.zeros(1, 5, 9, 20), torch.ones(6, 5, 3, 3)
+    x[0, 0, 4, 9], x[0, 4, 0, 0], x[0, 3, 8, 16] = float("nan"), float("inf"), float("-inf")
+    x, w = layout(x, format).to("cuda"), w.to("cuda")
+    y = functional.conv2d(x, w, padding=1, algo="winograd").cpu()
+    bad = torch.zeros(9, 20, dtype=torch.bool)
+    bad[3:6, 8:11], bad[0:2, 0:2], bad[7:9, 15:18] = True, True, True
+    assert (~y.isfinite()).equal(bad.expand(1, 6, 9, 20))  # infinity minus infinity is NaN
+    assert (y[~bad.expand(1, 6, 9, 20)] == 0).all()
+
+
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
 def test_nan_and_infinity_stay_in_their_groups(dtype, target):
     x, w = torch.zeros(2, 12, 7, 9, dtype=dtype), torch.ones(18, 2, 3, 3, dtype=dtype)

@@ -8,9 +8,9 @@ import itertools
 import pytest
 import torch
 from cases import FUSED, assert_close, data_grid, layout, values
-from test_conv2d import RecordOps, arguments
+from test_conv2d import BY_NAME, RecordOps, arguments, needs_cuda_library
 
-from cnnkern import functional, reference
+from cnnkern import _C, functional, reference
 from cnnkern.ops import is_nhwc
 
 OPS = (
@@ -77,6 +77,25 @@ def test_forward_and_gradients(case, dtype, format, target):
         assert_close(
             grad, expected[name], dtype, reductions[name], 6, condition, f"gradient of {name}", 1
         )
+
+
+@needs_cuda_library
+@pytest.mark.gpu
+@pytest.mark.parametrize("activation", ("relu", "sigmoid", "tanh", "gelu", "silu"))
+@pytest.mark.parametrize("format", ("contiguous", "channels_last"))
+def test_every_algorithm_ends_in_the_activation(format, activation):
+    for name in ("patches", "depthwise", "groups_narrow"):
+        case = BY_NAME[name]
+        x, w, b, _ = (t.detach() for t in arguments(case, torch.float32, format, "cuda"))
+        _, reasons = _C.cuda_conv2d_selection(
+            "fprop", "float32", case.input, case.weight, padding=case.padding, groups=case.groups
+        )
+        for algo in (algo for algo, reason in reasons.items() if not reason):
+            options = {"padding": case.padding, "groups": case.groups, "algo": algo}
+            sums = functional.conv2d(x, w, b, **options)
+            y = functional.conv2d_act_pool2d(x, w, b, activation=activation, **options)
+            expected = reference.ACTIVATIONS[activation](sums.cpu().double())
+            assert_close(y, expected, torch.float32, what=algo)
 
 
 @pytest.mark.parametrize("case", FUSED, ids=str)

@@ -39,3 +39,39 @@ def test_what_is_no_problem_is_refused():
         select(weight=[64, 3, 3, 3])
     with pytest.raises(ValueError, match="dtype is unknown: 'int8'"):
         select(dtype="int8")
+
+
+@pytest.mark.parametrize("pass_", ("fprop", "dgrad"))
+def test_winograd_is_for_plain_3x3_kernels_in_float32(pass_):
+    chosen, reasons = select(pass_)
+    assert chosen == "winograd"
+    for changed, reason in (
+        ({"dtype": "float16"}, "float32 only"),
+        ({"weight": [64, 64, 3, 5]}, r"kernel of (3, 3), got (3, 5)"),
+        ({"stride": [1, 2]}, "stride (1, 1), got (1, 2)"),
+        ({"dilation": [2, 1]}, "dilation (1, 1), got (2, 1)"),
+        ({"groups": 4, "weight": [64, 16, 3, 3]}, "groups 1, got 4"),
+        ({"padding_mode": "circular"}, "padding_mode 'zeros'"),
+        ({"input": [1, 64, 1, 1 << 29], "channels_last": True}, "rows below 2^29"),
+    ):
+        chosen, reasons = select(pass_, **changed)
+        assert chosen != "winograd"
+        assert reason in reasons["winograd"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    (
+        {"input": [8, 31, 28, 28], "weight": [64, 31, 3, 3]},
+        {"weight": [31, 64, 3, 3]},
+        {"input": [1, 64, 7, 7]},  # 16 patches fill half a tile
+    ),
+)
+def test_winograd_has_to_save_products(changed):
+    chosen, reasons = select(**changed)
+    assert chosen != "winograd" and reasons["winograd"] == ""
+
+
+def test_winograd_has_no_weight_gradient():
+    chosen, reasons = select("wgrad")
+    assert (chosen, reasons["winograd"]) == ("igemm", "has no gradient of the weight")

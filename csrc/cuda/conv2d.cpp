@@ -19,6 +19,7 @@ void run_conv2d(const OnDevice& on, const Tensor& like, ConvCall call, const std
   if (name == "mma") on.check(launch_conv2d_mma(call));
   if (name == "direct") on.check(launch_conv2d_direct(call));
   if (name == "igemm") on.check(launch_conv2d_igemm(call));
+  if (name == "winograd") on.check(launch_conv2d_winograd(call));
 }
 
 namespace {

@@ -5,6 +5,7 @@
 #include "conv2d_direct.h"
 #include "conv2d_igemm.h"
 #include "conv2d_mma.h"
+#include "conv2d_winograd.h"
 #include "geometry.h"
 
 namespace cnnkern {
@@ -28,6 +29,7 @@ constexpr ConvAlgorithm kCudaConvAlgorithms[] = {
     {"grouped", supports_conv2d_grouped,
      [](const ConvQuery& q) { return q.p.C <= 16 * q.p.groups; }, workspace_conv2d_depthwise},
     {"mma", supports_conv2d_mma, prefers_conv2d_mma, workspace_conv2d_mma},
+    {"winograd", supports_conv2d_winograd, prefers_conv2d_winograd, workspace_conv2d_winograd},
     {"igemm", supports_conv2d_igemm, prefers_conv2d_igemm, workspace_conv2d_igemm},
     {"direct", supports_conv2d_direct, [](const ConvQuery&) { return true; }, nullptr},
 };
