@@ -10,7 +10,13 @@ from . import toolchain
 from .module import build, only_kernel, stored_ptx
 from .parse import PtxError
 
-FAKE_RUNTIME_SOURCES = ("launch.cpp", "device.cpp", "library_kernels.cpp")
+FAKE_RUNTIME_SOURCES = (
+    "launch.cpp",
+    "symbols.cpp",
+    "device.cpp",
+    "streams.cpp",
+    "library_kernels.cpp",
+)
 
 
 def fake_runtime():
@@ -79,8 +85,6 @@ def run_environment(options):
     prepend(environment, "PYTHONPATH", toolchain.PACKAGE / "inject", home)
     environment.update(
         {
-            # One allocation per tensor, so that bounds are per tensor.
-            "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
             "PTXCPU_PYTHON": sys.executable,
             "PTXCPU_HOME": str(home),
             "PTXCPU_ACTIVE": "1",

@@ -9,6 +9,9 @@ import sys
 def after_torch():
     import torch
 
+    if torch.version.cuda:
+        # One allocation per tensor, so that bounds are per tensor. A CUDA graph needs it on.
+        torch.cuda._lazy_call(lambda: torch._C._cuda_cudaCachingAllocator_enable(False))
     if torch.version.cuda and os.environ.get("PTXCPU_TORCH_OPS", "1") != "0":
         from . import torch_ops
 

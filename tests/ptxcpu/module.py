@@ -255,8 +255,8 @@ class Module:
         ranges += [(self.global_address(name), size) for name, (_, size) in self.globals.items()]
         return buffer, sorted({r for r in ranges if r[1]})
 
-    def launch(self, kernel, grid, block, args, shared=0):
-        """Runs a kernel or raises LaunchError; returns the counts of a profiling module."""
+    def prepare(self, kernel, grid, block, args, shared=0):
+        """Return a function that launches; it keeps the addresses of arrays, not the arrays."""
         info = self.kernels[kernel]
         buffer, ranges = self._pack(info, args)
         config = LaunchConfig(
@@ -273,6 +273,15 @@ class Module:
         )
         description = ctypes.c_char.in_dll(self._library, "info_" + c_identifier(kernel))
         parameters = (ctypes.c_char * len(buffer)).from_buffer(buffer)
-        if self._runtime.ptxcpu_launch(ctypes.byref(description), ctypes.byref(config), parameters):
-            raise LaunchError(f"ptxcpu: {kernel}: {self._runtime.ptxcpu_error().decode()}")
-        return json.loads(self._runtime.ptxcpu_profile().decode()) if self.profile else None
+
+        def run():
+            run = self._runtime.ptxcpu_launch
+            if run(ctypes.byref(description), ctypes.byref(config), parameters):
+                raise LaunchError(f"ptxcpu: {kernel}: {self._runtime.ptxcpu_error().decode()}")
+            return json.loads(self._runtime.ptxcpu_profile().decode()) if self.profile else None
+
+        return run
+
+    def launch(self, kernel, grid, block, args, shared=0):
+        """Runs a kernel or raises LaunchError; returns the counts of a profiling module."""
+        return self.prepare(kernel, grid, block, args, shared)()

@@ -9,6 +9,8 @@ touched.
 
 import ctypes
 
+from . import graphs
+
 # Left alone: they only deal in metadata or allocation, and work under the fake runtime as they are.
 KEEP = {
     "empty.memory_format",
@@ -72,7 +74,8 @@ def on_cpu(operator):
     from torch.utils._pytree import tree_map
 
     def implementation(*args, **kwargs):
-        torch.cuda.synchronize()  # raises if a kernel failed and nobody noticed
+        if not graphs.is_capturing():
+            torch.cuda.synchronize()  # raises if a kernel failed and nobody noticed
         aliases = {}  # id of the alias -> (alias, original)
 
         def to_host(x):
@@ -86,6 +89,10 @@ def on_cpu(operator):
                 return None
             return x
 
+        args, kwargs = tree_map(to_host, (args, kwargs))
+        if graphs.is_capturing():
+            return record(operator, args, kwargs, aliases)
+
         def from_host(x):
             if not isinstance(x, torch.Tensor):
                 return x
@@ -94,7 +101,7 @@ def on_cpu(operator):
                 return known[1]
             return to_device(x)
 
-        result = operator(*tree_map(to_host, args), **tree_map(to_host, kwargs))
+        result = operator(*args, **kwargs)
         for alias, original in aliases.values():
             if alias.size() != original.size():  # an out= tensor, resized by the operator
                 original.resize_(alias.size())
@@ -104,16 +111,63 @@ def on_cpu(operator):
     return implementation
 
 
+def record(operator, args, kwargs, aliases):
+    """Add an operator to the graph being captured; the shape of its result comes from a dry run."""
+    import torch
+    from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+    # In-place operators return a copy that was made for them, and so name the original.
+    copies = {key: alias.clone() for key, (alias, _) in aliases.items()}
+    originals = {id(copies[key]): original for key, (_, original) in aliases.items()}
+
+    def with_(tensors):
+        """The arguments, with other tensors in place of the aliases."""
+        return tree_map(
+            lambda x: tensors.get(id(x), x) if isinstance(x, torch.Tensor) else x, (args, kwargs)
+        )
+
+    dry_args, dry_kwargs = with_(copies)
+    dry, form = tree_flatten(operator(*dry_args, **dry_kwargs))
+    if any(not isinstance(x, torch.Tensor) and x is not None for x in dry):
+        graphs.refuse()  # a number can only be had by waiting
+    resized = {}  # out= tensors
+    for key, (alias, original) in aliases.items():
+        if copies[key].size() != alias.size():
+            original.resize_(copies[key].size())
+            resized[key] = host_alias(original)
+    args, kwargs = with_(resized)
+    outputs, fresh = [], {}
+    for i, x in enumerate(dry):
+        made = x if x is None else originals.get(id(x))
+        if made is None and x is not None:
+            made = torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device="cuda")
+            fresh[i] = host_alias(made)
+        outputs.append(made)
+
+    def replay():
+        results, _ = tree_flatten(operator(*args, **kwargs))
+        for i, memory in fresh.items():
+            memory.copy_(results[i])
+
+    graphs.record(replay)
+    return tree_unflatten(outputs, form)
+
+
 def copy_(target, source, non_blocking=False):
     """aten::copy_ between any mixture of host and emulated device memory."""
     import torch
 
-    torch.cuda.synchronize()
-
     def to_host(x):
         return host_alias(x) if x.is_cuda else x
 
-    to_host(target).copy_(to_host(source))
+    to, from_ = to_host(target), to_host(source)
+    if not graphs.is_capturing():
+        torch.cuda.synchronize()
+        to.copy_(from_)
+    elif target.is_cuda and source.is_cuda:
+        graphs.record(lambda: to.copy_(from_))
+    else:
+        graphs.refuse()  # PyTorch waits for a copy from or to the host
     return target
 
 

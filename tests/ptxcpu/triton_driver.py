@@ -10,6 +10,7 @@ import json
 import os
 import time
 
+from . import graphs
 from .module import LaunchError, Module
 
 options = {
@@ -96,12 +97,20 @@ def launch(
     values = [value for value, type_ in arguments if type_ != "constexpr"]
     grid, threads = (grid_x, grid_y, grid_z), metadata.num_warps * 32
     launches.append((metadata.name, grid, threads, metadata.shared))
-    profile = module.launch(
+    run = module.prepare(
         metadata.name, grid, threads, list(flatten(values)), shared=metadata.shared
     )
-    if profile:
-        with open(os.environ["PTXCPU_REPORT"], "a") as report:
-            report.write(json.dumps(profile) + "\n")
+
+    def run_and_report():
+        profile = run()
+        if profile:
+            with open(os.environ["PTXCPU_REPORT"], "a") as report:
+                report.write(json.dumps(profile) + "\n")
+
+    if graphs.is_capturing():
+        graphs.record(run_and_report)
+    else:
+        run_and_report()
 
 
 class EmulatedDevice:

@@ -1,11 +1,9 @@
-// Device identity, memory, streams, events and errors of the fake CUDA runtime. Everything is
-// synchronous.
+// Device identity, memory and errors of the fake CUDA runtime. Everything is synchronous.
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include "registry.h"
+#include "streams.h"
 #undef cudaGetDeviceProperties
 
 static const size_t TOTAL_MEMORY = 16ull << 30;
@@ -52,6 +50,7 @@ EXPORT const char* cudaGetErrorString(cudaError_t e) {
 // ---------------------------------------------------------------- memory. Device memory is host
 // memory. New memory is filled with NaN bytes, and padded so that allocations never touch.
 static cudaError_t allocate(void** p, size_t n, bool host) {
+  if (cudaError_t e = refuse_if_unsafe("allocating memory")) return e;
   Lock lock(registry().mutex);
   *p = nullptr;
   if (!n) return cudaSuccess;
@@ -65,6 +64,7 @@ static cudaError_t allocate(void** p, size_t n, bool host) {
   return cudaSuccess;
 }
 static cudaError_t release(void* p) {
+  if (cudaError_t e = refuse_if_unsafe("freeing memory")) return e;
   Lock lock(registry().mutex);
   if (!p) return cudaSuccess;
   if (!registry().memory.erase((uint64_t)p))
@@ -134,24 +134,33 @@ EXPORT cudaError_t cudaHostGetDevicePointer(void** d, void* h, unsigned) {
   return cudaSuccess;
 }
 EXPORT cudaError_t cudaMemcpy(void* d, const void* s, size_t n, cudaMemcpyKind) {
+  if (cudaError_t e = refuse_in_legacy_stream("cudaMemcpy")) return e;
   return copy(d, s, n);
 }
-EXPORT cudaError_t cudaMemcpyAsync(void* d, const void* s, size_t n, cudaMemcpyKind, cudaStream_t) {
-  return copy(d, s, n);
+EXPORT cudaError_t cudaMemcpyAsync(void* d, const void* s, size_t n, cudaMemcpyKind,
+                                   cudaStream_t stream) {
+  return submit(stream, [=] { return copy(d, s, n); });
 }
-EXPORT cudaError_t cudaMemcpyPeerAsync(void* d, int, const void* s, int, size_t n, cudaStream_t) {
-  return copy(d, s, n);
+EXPORT cudaError_t cudaMemcpyPeerAsync(void* d, int, const void* s, int, size_t n,
+                                       cudaStream_t stream) {
+  return submit(stream, [=] { return copy(d, s, n); });
 }
 EXPORT cudaError_t cudaMemcpy2D(void* d, size_t dp, const void* s, size_t sp, size_t w, size_t h,
                                 cudaMemcpyKind) {
+  if (cudaError_t e = refuse_in_legacy_stream("cudaMemcpy2D")) return e;
   return copy_2d(d, dp, s, sp, w, h);
 }
 EXPORT cudaError_t cudaMemcpy2DAsync(void* d, size_t dp, const void* s, size_t sp, size_t w,
-                                     size_t h, cudaMemcpyKind, cudaStream_t) {
-  return copy_2d(d, dp, s, sp, w, h);
+                                     size_t h, cudaMemcpyKind, cudaStream_t stream) {
+  return submit(stream, [=] { return copy_2d(d, dp, s, sp, w, h); });
 }
-EXPORT cudaError_t cudaMemset(void* p, int v, size_t n) { return fill(p, v, n); }
-EXPORT cudaError_t cudaMemsetAsync(void* p, int v, size_t n, cudaStream_t) { return fill(p, v, n); }
+EXPORT cudaError_t cudaMemset(void* p, int v, size_t n) {
+  if (cudaError_t e = refuse_in_legacy_stream("cudaMemset")) return e;
+  return fill(p, v, n);
+}
+EXPORT cudaError_t cudaMemsetAsync(void* p, int v, size_t n, cudaStream_t stream) {
+  return submit(stream, [=] { return fill(p, v, n); });
+}
 EXPORT cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {
   Lock lock(registry().mutex);
   size_t used = 0;
@@ -191,7 +200,6 @@ EXPORT cudaError_t cudaRuntimeGetVersion(int* v) {
   *v = CUDART_VERSION;
   return cudaSuccess;
 }
-EXPORT cudaError_t cudaDeviceSynchronize() { return take_error(); }
 EXPORT cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) {
   *can = 0;
   return cudaSuccess;
@@ -259,66 +267,7 @@ EXPORT cudaError_t cudaDeviceGetAttribute(int* v, cudaDeviceAttr attribute, int)
   return cudaSuccess;
 }
 
-// ---------------------------------------------------------------- streams and events
-static cudaError_t new_stream(cudaStream_t* s) {
-  static uintptr_t handle = 0x1000;
-  *s = (cudaStream_t)(handle += 16);
-  return cudaSuccess;
-}
-EXPORT cudaError_t cudaStreamCreate(cudaStream_t* s) { return new_stream(s); }
-EXPORT cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) { return new_stream(s); }
-EXPORT cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned, int) {
-  return new_stream(s);
-}
-EXPORT cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-EXPORT cudaError_t cudaStreamSynchronize(cudaStream_t) { return take_error(); }
-EXPORT cudaError_t cudaStreamQuery(cudaStream_t) { return take_error(); }
-EXPORT cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
-EXPORT cudaError_t cudaStreamGetPriority(cudaStream_t, int* p) {
-  *p = 0;
-  return cudaSuccess;
-}
-EXPORT cudaError_t cudaStreamGetFlags(cudaStream_t, unsigned* f) {
-  *f = 0;
-  return cudaSuccess;
-}
-EXPORT cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* s) {
-  *s = cudaStreamCaptureStatusNone;
-  return cudaSuccess;
-}
-EXPORT cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) {
-  return cudaSuccess;
-}
-
-struct Event {
-  double milliseconds = 0;
-};
-static cudaError_t new_event(cudaEvent_t* e) {
-  *e = (cudaEvent_t) new Event;
-  return cudaSuccess;
-}
-EXPORT cudaError_t cudaEventCreate(cudaEvent_t* e) { return new_event(e); }
-EXPORT cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return new_event(e); }
-EXPORT cudaError_t cudaEventDestroy(cudaEvent_t e) {
-  delete (Event*)e;
-  return cudaSuccess;
-}
-EXPORT cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t) {
-  const auto now = std::chrono::steady_clock::now().time_since_epoch();
-  ((Event*)e)->milliseconds = std::chrono::duration<double, std::milli>(now).count();
-  return cudaSuccess;
-}
-EXPORT cudaError_t cudaEventRecordWithFlags(cudaEvent_t e, cudaStream_t s, unsigned) {
-  return cudaEventRecord(e, s);
-}
-EXPORT cudaError_t cudaEventQuery(cudaEvent_t) { return take_error(); }
-EXPORT cudaError_t cudaEventSynchronize(cudaEvent_t) { return take_error(); }
-// Host time, which says nothing about a device; never zero, because callers divide by it.
-EXPORT cudaError_t cudaEventElapsedTime(float* t, cudaEvent_t a, cudaEvent_t b) {
-  *t = (float)std::max(1e-3, ((Event*)b)->milliseconds - ((Event*)a)->milliseconds);
-  return cudaSuccess;
-}
-
+// ---------------------------------------------------------------- the rest
 EXPORT cudaError_t cudaProfilerStart() { return cudaSuccess; }
 EXPORT cudaError_t cudaProfilerStop() { return cudaSuccess; }
 EXPORT cudaError_t cudaGetDriverEntryPointByVersion(const char*, void** p, unsigned,

@@ -1,5 +1,4 @@
 // Registration of device code, translation on demand, and kernel launches.
-// It is long because the three share the table of registered kernels.
 #include <dlfcn.h>
 #include <unistd.h>
 #include <algorithm>
@@ -8,7 +7,7 @@
 #include <cstring>
 #include <ctime>
 #include <memory>
-#include "registry.h"
+#include "streams.h"
 
 Registry& registry() {
   static Registry* r = new Registry;  // never destroyed: libraries unregister late
@@ -201,16 +200,70 @@ static void append_report(const char* path, const char* json) {
   fclose(f);
 }
 
-bool emulate_library_kernel(const Function&, void** args, dim3 grid, dim3 block);
+Work library_kernel(const Function&, void** args);  // of PyTorch's own; empty: not one we know
 
-static cudaError_t try_launch(const void* host, dim3 grid, dim3 block, void** args, size_t shared) {
+// A launch with its own copy of the arguments.
+struct Launch {
+  Function* function;
+  dim3 grid, block;
+  size_t shared;
+  std::vector<unsigned char> params;
+};
+
+static cudaError_t run(const Launch& launch) {
   Lock lock(registry().mutex);
-  Registry& r = registry();
-  auto found = r.functions.find(host);
-  if (found == r.functions.end())
+  Function& f = *launch.function;
+  const auto& ranges = allocation_ranges();
+  const char* report = getenv("PTXCPU_REPORT");
+  const dim3 &grid = launch.grid, &block = launch.block;
+  LaunchConfig c = {{grid.x, grid.y, grid.z},
+                    {block.x, block.y, block.z},
+                    (uint32_t)launch.shared,
+                    environment_int("PTXCPU_ORDER", 0),
+                    environment_int("PTXCPU_CHECK", 1),
+                    environment_int("PTXCPU_THREADS", 2),
+                    (uint64_t)environment_int("PTXCPU_SEED", 1) + registry().launches++,
+                    ranges.data(),
+                    ranges.size(),
+                    report != nullptr};
+  if (logging())
+    fprintf(stderr, "ptxcpu: launch %s grid %s block %s shared %zu\n", f.name.c_str(),
+            describe(grid).c_str(), describe(block).c_str(), launch.shared);
+  auto start = (int (*)(const ptxcpu::KernelInfo*, const LaunchConfig*, void*))dlsym(
+      f.binary->module, "ptxcpu_launch");
+  auto text = [&](const char* symbol) {
+    return ((const char* (*)())dlsym(f.binary->module, symbol))();
+  };
+  std::vector<unsigned char> params = launch.params;
+  if (start(f.info, &c, params.data())) {
+    const std::string message = text("ptxcpu_error");
+    return set_error(error_code(message), "kernel " + f.name + ": " + message);
+  }
+  if (report) append_report(report, text("ptxcpu_profile"));
+  return cudaSuccess;
+}
+
+// A failure is printed at once, returned here and by cudaGetLastError, and, if nobody asked before,
+// by the next synchronising call. After that the process may go on, unlike on a device.
+static cudaError_t report_failure(cudaError_t e) {
+  if (!e) return e;
+  Lock lock(registry().mutex);
+  fprintf(stderr, "ptxcpu: launch failed: %s\n", registry().messages[e].c_str());
+  if (environment_int("PTXCPU_ABORT", 0)) abort();
+  return registry().unreported = e;
+}
+// For launches that did not come through this runtime, as Triton's.
+EXPORT void ptxcpu_report_failure(const char* message) {
+  Lock lock(registry().mutex);
+  report_failure(set_error(error_code(message), message));
+}
+
+static cudaError_t prepare(Launch& launch, const void* host, void** args, Work& work) {
+  auto found = registry().functions.find(host);
+  if (found == registry().functions.end())
     return set_error(cudaErrorInvalidDeviceFunction, "unknown kernel");
   Function& f = found->second;
-  if (emulate_library_kernel(f, args, grid, block)) return cudaSuccess;
+  if ((work = library_kernel(f, args))) return cudaSuccess;
   const char* failing = getenv("PTXCPU_FAIL_LAUNCH");
   if (failing && *failing && f.name.find(failing) != std::string::npos)
     return set_error(cudaErrorLaunchOutOfResources, "too many resources requested for launch");
@@ -225,48 +278,25 @@ static cudaError_t try_launch(const void* host, dim3 grid, dim3 block, void** ar
                          (!f.binary->error.empty() ? f.binary->error
                           : !f.error.empty()       ? f.error
                                                    : "it is not in the module's PTX"));
-  if (cudaError_t e = check_configuration(f, grid, block, shared)) return e;
+  if (cudaError_t e = check_configuration(f, launch.grid, launch.block, launch.shared)) return e;
   const ptxcpu::KernelInfo& k = *f.info;
-  std::vector<unsigned char> params(4352);
+  launch.params.resize(4352);
   for (uint32_t i = 0; i < k.param_count; i++)
-    memcpy(&params[k.params[2 * i]], args[i], k.params[2 * i + 1]);
-  const auto& ranges = allocation_ranges();
-  const char* report = getenv("PTXCPU_REPORT");
-  LaunchConfig c = {{grid.x, grid.y, grid.z},
-                    {block.x, block.y, block.z},
-                    (uint32_t)shared,
-                    environment_int("PTXCPU_ORDER", 0),
-                    environment_int("PTXCPU_CHECK", 1),
-                    environment_int("PTXCPU_THREADS", 2),
-                    (uint64_t)environment_int("PTXCPU_SEED", 1) + r.launches++,
-                    ranges.data(),
-                    ranges.size(),
-                    report != nullptr};
-  if (logging())
-    fprintf(stderr, "ptxcpu: launch %s grid %s block %s shared %zu\n", f.name.c_str(),
-            describe(grid).c_str(), describe(block).c_str(), shared);
-  auto run = (int (*)(const ptxcpu::KernelInfo*, const LaunchConfig*, void*))dlsym(f.binary->module,
-                                                                                   "ptxcpu_launch");
-  auto text = [&](const char* symbol) {
-    return ((const char* (*)())dlsym(f.binary->module, symbol))();
-  };
-  if (run(&k, &c, params.data())) {
-    const std::string message = text("ptxcpu_error");
-    return set_error(error_code(message), "kernel " + f.name + ": " + message);
-  }
-  if (report) append_report(report, text("ptxcpu_profile"));
+    memcpy(&launch.params[k.params[2 * i]], args[i], k.params[2 * i + 1]);
+  launch.function = &f;
+  work = [launch] { return report_failure(run(launch)); };
   return cudaSuccess;
 }
 
-// A failure is printed at once, returned here and by cudaGetLastError, and, if nobody asked before,
-// by the next synchronising call. After that the process may go on, unlike on a device.
-static cudaError_t launch(const void* host, dim3 grid, dim3 block, void** args, size_t shared) {
-  Lock lock(registry().mutex);
-  const cudaError_t e = try_launch(host, grid, block, args, shared);
-  if (!e) return e;
-  fprintf(stderr, "ptxcpu: launch failed: %s\n", registry().messages[e].c_str());
-  if (environment_int("PTXCPU_ABORT", 0)) abort();
-  return registry().unreported = e;
+static cudaError_t launch(const void* host, dim3 grid, dim3 block, void** args, size_t shared,
+                          cudaStream_t stream) {
+  Launch launch = {nullptr, grid, block, shared, {}};
+  Work work;
+  {
+    Lock lock(registry().mutex);
+    if (cudaError_t e = report_failure(prepare(launch, host, args, work))) return e;
+  }
+  return submit(stream, work);
 }
 
 struct CallConfiguration {
@@ -293,12 +323,12 @@ EXPORT cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* host) {
   return cudaSuccess;
 }
 EXPORT cudaError_t __cudaLaunchKernel(cudaKernel_t k, dim3 g, dim3 b, void** a, size_t s,
-                                      cudaStream_t) {
-  return launch((const void*)k, g, b, a, s);
+                                      cudaStream_t stream) {
+  return launch((const void*)k, g, b, a, s, stream);
 }
 EXPORT cudaError_t cudaLaunchKernel(const void* f, dim3 g, dim3 b, void** a, size_t s,
-                                    cudaStream_t) {
-  return launch(f, g, b, a, s);
+                                    cudaStream_t stream) {
+  return launch(f, g, b, a, s, stream);
 }
 EXPORT cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* f, void** a) {
   for (unsigned i = 0; i < c->numAttrs; i++) {
@@ -309,102 +339,9 @@ EXPORT cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* 
     if (x.id == cudaLaunchAttributeCooperative && x.val.cooperative)
       return set_error(cudaErrorNotSupported, "cooperative (grid-wide) launches are not supported");
   }
-  return launch(f, c->gridDim, c->blockDim, a, c->dynamicSmemBytes);
+  return launch(f, c->gridDim, c->blockDim, a, c->dynamicSmemBytes, c->stream);
 }
 EXPORT cudaError_t cudaLaunchCooperativeKernel(const void*, dim3, dim3, void**, size_t,
                                                cudaStream_t) {
   return set_error(cudaErrorNotSupported, "cooperative (grid-wide) launches are not supported");
-}
-EXPORT cudaError_t cudaLaunchHostFunc(cudaStream_t, cudaHostFn_t function, void* data) {
-  function(data);
-  return cudaSuccess;
-}
-
-// ---------------------------------------------------------------- symbols and function attributes
-static cudaError_t symbol_address(void** p, const void* host) {
-  Lock lock(registry().mutex);
-  auto found = registry().variables.find(host);
-  if (found == registry().variables.end()) return set_error(cudaErrorInvalidSymbol);
-  Variable& v = found->second;
-  *p = load_module(*v.binary) ? dlsym(v.binary->module, ("global_" + c_identifier(v.name)).c_str())
-                              : nullptr;
-  return *p ? cudaSuccess
-            : set_error(cudaErrorInvalidSymbol, "variable " + v.name + ": " + v.binary->error);
-}
-EXPORT cudaError_t cudaGetSymbolAddress(void** p, const void* symbol) {
-  return symbol_address(p, symbol);
-}
-EXPORT cudaError_t cudaGetSymbolSize(size_t* n, const void* symbol) {
-  auto found = registry().variables.find(symbol);
-  if (found == registry().variables.end()) return set_error(cudaErrorInvalidSymbol);
-  *n = found->second.size;
-  return cudaSuccess;
-}
-EXPORT cudaError_t cudaMemcpyToSymbol(const void* symbol, const void* source, size_t n,
-                                      size_t offset, cudaMemcpyKind) {
-  void* p;
-  if (cudaError_t e = symbol_address(&p, symbol)) return e;
-  memcpy((char*)p + offset, source, n);
-  return take_error();
-}
-EXPORT cudaError_t cudaMemcpyFromSymbol(void* target, const void* symbol, size_t n, size_t offset,
-                                        cudaMemcpyKind) {
-  void* p;
-  if (cudaError_t e = symbol_address(&p, symbol)) return e;
-  memcpy(target, (char*)p + offset, n);
-  return take_error();
-}
-EXPORT cudaError_t cudaMemcpyToSymbolAsync(const void* s, const void* p, size_t n, size_t o,
-                                           cudaMemcpyKind k, cudaStream_t) {
-  return cudaMemcpyToSymbol(s, p, n, o, k);
-}
-EXPORT cudaError_t cudaMemcpyFromSymbolAsync(void* p, const void* s, size_t n, size_t o,
-                                             cudaMemcpyKind k, cudaStream_t) {
-  return cudaMemcpyFromSymbol(p, s, n, o, k);
-}
-
-EXPORT cudaError_t cudaFuncSetAttribute(const void* host, cudaFuncAttribute attribute, int value) {
-  Lock lock(registry().mutex);
-  auto found = registry().functions.find(host);
-  if (found == registry().functions.end()) return set_error(cudaErrorInvalidDeviceFunction);
-  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-  const ptxcpu::KernelInfo* k = kernel_info(found->second);
-  if (value < 0 || value + (k ? (int)k->static_shared : 0) > SHARED_LIMIT)
-    return set_error(cudaErrorInvalidValue, found->second.name + ": cannot have " +
-                                                std::to_string(value) +
-                                                " bytes of dynamic shared memory (163 KiB in all)");
-  found->second.dynamic_limit = std::max(value, 1);
-  return cudaSuccess;
-}
-EXPORT cudaError_t cudaFuncSetCacheConfig(const void*, cudaFuncCache) { return cudaSuccess; }
-EXPORT cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, const void* host) {
-  Lock lock(registry().mutex);
-  auto found = registry().functions.find(host);
-  if (found == registry().functions.end()) return set_error(cudaErrorInvalidDeviceFunction);
-  const ptxcpu::KernelInfo* k = kernel_info(found->second);
-  memset(a, 0, sizeof *a);
-  a->sharedSizeBytes = k ? k->static_shared : 0;
-  a->maxThreadsPerBlock = k ? k->max_threads : 1024;
-  a->numRegs = k && k->registers[0] > 0 ? k->registers[0] : 32;
-  a->ptxVersion = a->binaryVersion = 80;
-  a->maxDynamicSharedSizeBytes = found->second.dynamic_limit ? found->second.dynamic_limit
-                                                             : SHARED_DEFAULT - a->sharedSizeBytes;
-  return cudaSuccess;
-}
-// Registers are unknown unless profiling, so the answer may be higher than on a device.
-EXPORT cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks,
-                                                                          const void* host,
-                                                                          int threads,
-                                                                          size_t shared, unsigned) {
-  cudaFuncAttributes a;
-  if (cudaError_t e = cudaFuncGetAttributes(&a, host)) return e;
-  const int warps = std::max(1, (threads + 31) / 32), bytes = (int)(shared + a.sharedSizeBytes);
-  *blocks = std::min(32, 64 / warps);
-  *blocks = std::min(*blocks, 65536 / ((a.numRegs + 7) / 8 * 8 * 32) / warps);
-  if (bytes) *blocks = std::min(*blocks, SHARED_PER_SM / (bytes + 1024));
-  return cudaSuccess;
-}
-EXPORT cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* host,
-                                                                 int threads, size_t shared) {
-  return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, host, threads, shared, 0);
 }

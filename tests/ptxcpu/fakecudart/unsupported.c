@@ -10,11 +10,12 @@ static int unsupported(const char* name) {
 #define UNSUPPORTED(name) \
   __attribute__((visibility("default"))) int name(void) { return unsupported(#name); }
 
-/* Here rather than in device.cpp because its further arguments differ between CUDA versions. */
-__attribute__((visibility("default"))) int cudaStreamGetCaptureInfo(void* stream, int* status) {
-  (void)stream;
-  *status = 0; /* not capturing */
-  return 0;
+/* Here because its further arguments, about dependencies, differ between CUDA versions. */
+int ptxcpu_capture_info(void* stream, int* status, unsigned long long* id, void** graph);
+__attribute__((visibility("default"))) int cudaStreamGetCaptureInfo(void* stream, int* status,
+                                                                    unsigned long long* id,
+                                                                    void** graph) {
+  return ptxcpu_capture_info(stream, status, id, graph);
 }
 
 UNSUPPORTED(cudaDeviceEnablePeerAccess)
@@ -23,11 +24,6 @@ UNSUPPORTED(cudaDeviceGetGraphMemAttribute)
 UNSUPPORTED(cudaDeviceSetGraphMemAttribute)
 UNSUPPORTED(cudaGraphAddNode)
 UNSUPPORTED(cudaGraphConditionalHandleCreate)
-UNSUPPORTED(cudaGraphDestroy)
-UNSUPPORTED(cudaGraphExecDestroy)
-UNSUPPORTED(cudaGraphGetNodes)
-UNSUPPORTED(cudaGraphInstantiateWithFlags)
-UNSUPPORTED(cudaGraphLaunch)
 UNSUPPORTED(cudaGraphNodeGetDependencies)
 UNSUPPORTED(cudaGraphRetainUserObject)
 UNSUPPORTED(cudaIpcCloseMemHandle)
@@ -44,9 +40,7 @@ UNSUPPORTED(cudaMemPoolSetAccess)
 UNSUPPORTED(cudaMemPoolSetAttribute)
 UNSUPPORTED(cudaMemPoolTrimTo)
 UNSUPPORTED(cudaStreamAddCallback)
-UNSUPPORTED(cudaStreamBeginCapture)
 UNSUPPORTED(cudaStreamBeginCaptureToGraph)
-UNSUPPORTED(cudaStreamEndCapture)
 UNSUPPORTED(cudaStreamUpdateCaptureDependencies)
 UNSUPPORTED(cudaUserObjectCreate)
 UNSUPPORTED(cudaUserObjectRelease)

@@ -1,5 +1,7 @@
 """Run by test_device.py under `ptxcpu run`: a PyTorch extension and Triton on "cuda" tensors."""
 
+import contextlib
+import ctypes
 import json
 import os
 from pathlib import Path
@@ -117,6 +119,12 @@ def test_extension_failures(ops):
     )  # and the process goes on
 
 
+@triton.jit
+def plain_add_kernel(x, y, z, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(z + i, tl.load(x + i, mask=i < n) + tl.load(y + i, mask=i < n), mask=i < n)
+
+
 @triton.autotune(
     configs=[triton.Config({"BLOCK": 128}), triton.Config({"BLOCK": 256}, num_warps=8)], key=["n"]
 )
@@ -138,6 +146,129 @@ def test_triton_with_extension(ops):
     assert triton.testing.do_bench(lambda: add_kernel[grid](x, y, z, 1000), warmup=1, rep=2) > 0
     with pytest.raises(RuntimeError, match="out-of-bounds global read"):
         add_kernel[grid](x, y, z, 1001)
+
+
+@pytest.fixture
+def pools():
+    """Let PyTorch's allocator keep memory, as capturing needs."""
+    torch.cuda.init()
+    torch._C._cuda_cudaCachingAllocator_enable(True)
+    yield
+    torch._C._cuda_cudaCachingAllocator_enable(False)
+
+
+@contextlib.contextmanager
+def capturing_is_refused(code, reason):
+    """The body is captured, which has to raise; the graph is lost, the process is not."""
+    with (
+        pytest.raises(RuntimeError, match="error 901: invalidated by an earlier error"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+        pytest.raises(RuntimeError, match=f"error {code}: .*{reason}"),
+    ):
+        yield
+    assert torch.ones(3, device="cuda").sum().item() == 3
+
+
+@pytest.mark.skipif("PTXCPU_TORCH_OPS" in os.environ, reason="switched off")
+def test_graphs_record_and_replay(ops, pools):
+    x, total = torch.zeros(1000, device="cuda"), torch.zeros(1000, device="cuda")
+    ops.scale(x, 2.0)  # sets the factor that scale_ex uses
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y, _ = ops.scale_ex(x)  # a memset and a kernel
+        z = torch.empty_like(y)
+        plain_add_kernel[(4,)](x, y, z, 1000, BLOCK=256)
+        w = torch.clamp(z, min=0) * 2
+        total += w
+    assert not total.any()  # nothing has run yet
+    for _ in range(3):
+        x.copy_(torch.randn(1000))
+        before = total.clone()
+        graph.replay()
+        torch.testing.assert_close(y, x * 2 + 0.5)
+        torch.testing.assert_close(z, x + y)
+        torch.testing.assert_close(total, before + z.clamp(min=0) * 2)
+
+
+def test_graphs_fork_and_join(ops, pools):
+    x, side = torch.ones(10, device="cuda"), torch.cuda.Stream()
+    ops.scale(x, 2.0)
+
+    def fork():
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            return ops.scale_ex(x)[0]
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = fork()
+        torch.cuda.current_stream().wait_stream(side)
+    graph.replay()
+    assert y.cpu().tolist() == [2.5] * 10
+    unjoined = pytest.raises(RuntimeError, match="error 904: a forked stream was not joined")
+    with unjoined, torch.cuda.graph(torch.cuda.CUDAGraph()):
+        fork()
+
+
+@pytest.mark.skipif("PTXCPU_TORCH_OPS" in os.environ, reason="switched off")
+def test_graphs_refuse_what_waits(ops, pools):
+    x, event = torch.ones(10, device="cuda"), torch.cuda.Event()
+    for call in (
+        torch.cuda.synchronize,
+        lambda: torch.cuda.current_stream().synchronize(),
+        lambda: x.sum().item(),
+        x.cpu,
+        lambda: x.copy_(torch.ones(10)),
+    ):
+        with capturing_is_refused(900, "is not permitted when a stream is capturing"):
+            call()
+    with capturing_is_refused(907, "cudaEventQuery of a captured event"):
+        event.record()
+        event.query()
+    torch._C._cuda_cudaCachingAllocator_enable(False)
+    with capturing_is_refused(900, "allocating memory"):
+        torch.empty(10, device="cuda")
+
+
+@pytest.mark.skipif("PTXCPU_TORCH_OPS" in os.environ, reason="switched off")
+def test_graphs_report_failures_of_a_replay(pools):
+    x = torch.ones(1000, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        plain_add_kernel[(4,)](x, x, x, 1001, BLOCK=256)
+    with pytest.raises(RuntimeError, match="out-of-bounds global read"):
+        graph.replay()
+
+
+def test_capture_of_the_runtime(pools):
+    """The codes that the runtime's own functions return."""
+    cuda, illegal_state = ctypes.CDLL(None), 401
+    stream, graph, status = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_int()
+    memory = torch.ones(4, device="cuda")
+    address = ctypes.c_void_p(memory.data_ptr())
+    assert cuda.cudaStreamBeginCapture(None, 0) == 900  # the legacy stream
+    assert cuda.cudaStreamCreate(ctypes.byref(stream)) == 0  # a blocking one
+    assert cuda.cudaStreamEndCapture(stream, ctypes.byref(graph)) == illegal_state
+    assert cuda.cudaStreamBeginCapture(stream, 0) == 0
+    assert cuda.cudaStreamBeginCapture(stream, 0) == illegal_state
+    assert cuda.cudaMemsetAsync(address, 0, ctypes.c_size_t(16), stream) == 0
+    assert cuda.cudaStreamIsCapturing(stream, ctypes.byref(status)) == 0 and status.value == 1
+    assert cuda.cudaStreamEndCapture(stream, ctypes.byref(graph)) == 0 and graph.value
+    assert memory.cpu().tolist() == [1] * 4
+
+    nodes, executable = ctypes.c_size_t(), ctypes.c_void_p()
+    assert cuda.cudaGraphGetNodes(graph, None, ctypes.byref(nodes)) == 0 and nodes.value == 1
+    instantiate = cuda.cudaGraphInstantiateWithFlags
+    assert instantiate(ctypes.byref(executable), graph, ctypes.c_ulonglong()) == 0
+    assert cuda.cudaGraphDestroy(graph) == 0
+    assert cuda.cudaGraphLaunch(executable, stream) == 0
+    assert cuda.cudaGraphExecDestroy(executable) == 0
+    assert memory.cpu().tolist() == [0] * 4
+
+    assert cuda.cudaStreamBeginCapture(stream, 0) == 0
+    assert cuda.cudaMemsetAsync(address, 0, ctypes.c_size_t(16), None) == 906  # in the legacy one
+    assert cuda.cudaStreamIsCapturing(stream, ctypes.byref(status)) == 0 and status.value == 2
+    assert cuda.cudaStreamEndCapture(stream, ctypes.byref(graph)) == 901 and not graph.value
 
 
 @pytest.mark.skipif("PTXCPU_REPORT" not in os.environ, reason="needs --report")
