@@ -324,6 +324,42 @@ def aot_command(
         typer.echo(path)
 
 
+@app.command("tune")
+@_one_line_errors
+def tune_command(
+    calls: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, help="JSON list of calls, as for aot; by default LeNet's blocks."
+        ),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of the default calls.")] = "float32",
+    import_path: Annotated[
+        Path | None,
+        typer.Option("--import", exists=True, help="Take over an exported file of tiles."),
+    ] = None,
+    export_path: Annotated[
+        Path | None, typer.Option("--export", help="Write all tuned tiles to this file.")
+    ] = None,
+) -> None:
+    """Time tiles of Triton kernels on this GPU and keep the fastest in the user's cache.
+
+    With --import or --export and no --calls nothing is timed.
+    """
+    from cnnkern.triton_kernels import aot, tuning
+
+    _check_outputs(export_path, None, None)
+    if import_path is not None:
+        count = tuning.import_tiles(import_path)
+        typer.echo(f"{count} tiles for this machine imported from {import_path}")
+    if calls is not None or (import_path is None and export_path is None):
+        wanted = aot.default_calls(dtype) if calls is None else json.loads(calls.read_text())
+        tuning.tune_calls(wanted)
+        typer.echo(f"tiles are kept in {tuning.path()}")
+    if export_path is not None:
+        typer.echo(f"{tuning.export_tiles(export_path)} tiles exported to {export_path}")
+
+
 def plot_curves(history: Sequence[dict[str, Any]], path: str | Path) -> None:
     """Draw train loss, train accuracy and test accuracy over the epochs, as the book does.
 

@@ -38,6 +38,12 @@ def tensor(size: Sequence[int], dtype: str = "float32", channels_last: bool = Fa
     return torch.empty(size, dtype=DTYPES[dtype], device="meta", memory_format=layout)
 
 
+def real_tensor(size: Sequence[int], dtype: str = "float32", channels_last: bool = False) -> Tensor:
+    """Make such a tensor on the GPU: random floats, or integers that are 0."""
+    made = torch.empty_like(tensor(size, dtype, channels_last), device="cuda")
+    return made.normal_() if made.is_floating_point() else made.zero_()
+
+
 def compile_call(arch: int, op: str, arguments: dict[str, Any]) -> list[tuple]:
     """Compile what one call of a raw op launches; return (launch, compiled kernel) in order.
 

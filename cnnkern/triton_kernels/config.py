@@ -1,8 +1,9 @@
 """Block sizes, warps and stages by architecture, dtype and shape class: a table, not a search.
 
-Chosen by what fits, not by timing: accumulators of at most 64 registers a thread for products on
-tensor cores and 32 for plain FMAs, operand stages within 99 KiB of shared memory (the least of
-sm_80 and later), tiles no wider than the problem.
+The table is made by what fits, not by timing: accumulators of at most 64 registers a thread for
+products on tensor cores and 32 for plain FMAs, operand stages within 99 KiB of shared memory (the
+least of sm_80 and later), tiles no wider than the problem. Where a search is asked for, `tuning.py`
+starts from the table's tile and stays within `RANGES`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,33 @@ class Tile:
     step: int
     warps: int
     stages: int
+
+    @property
+    def sums_a_thread(self) -> int:
+        return self.channels * self.pixels // (32 * self.warps)
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """The least and the most of each number of a tile, for the tiles that tuning may try."""
+
+    channels: tuple[int, int]
+    pixels: tuple[int, int]
+    step: tuple[int, int]
+    warps: tuple[int, int] = (1, 8)
+    stages: tuple[int, int] = (1, 6)
+    sums_a_thread: int = 128  # of 255 registers
+
+
+# Triton multiplies matrices of at least 16 x 16 x 16. A kernel without a loop to pipeline has one
+# number of stages.
+RANGES = {
+    "conv2d_gather": Ranges((16, 256), (16, 256), (16, 128)),
+    "conv2d_weight_grad": Ranges((16, 256), (16, 256), (16, 128)),
+    "conv2d_act_pool2d": Ranges((8, 64), (32, 256), (8, 64)),
+    "conv2d_depthwise": Ranges((1, 128), (8, 1024), (1, 1), stages=(2, 2)),
+    "conv2d_pixel_sum": Ranges((1, 128), (1, 1), (16, 1024), stages=(2, 2)),
+}
 
 
 # dtype class -> widest channels of the class -> tile.
@@ -75,6 +103,18 @@ def conv2d_tile(
 def depthwise_tile(major: str) -> Tile:
     """Choose the tile of a depthwise sum: 8 results a thread, along what the memory runs."""
     return Tile(32, 32, 1, 4, 2) if major == "channels" else Tile(4, 256, 1, 4, 2)
+
+
+def pixel_sum_tile(major: str) -> Tile:
+    """Choose the tile of a sum along the pixels: 8 elements a thread and step."""
+    return Tile(32, 1, 32, 4, 2) if major == "channels" else Tile(4, 1, 256, 4, 2)
+
+
+def act_pool2d_tile(dtype: torch.dtype, channels: int) -> Tile:
+    """Choose the tile of the fused block, as narrow as dot products of the dtype can be."""
+    least = 16 if dtype.itemsize == 2 else 8
+    width = min(32, max(least, 1 << (channels - 1).bit_length()))
+    return Tile(width, 64, 8, 4, 3) if dtype.itemsize == 8 else Tile(width, 128, 16, 4, 3)
 
 
 def conv2d_weight_tile(

@@ -31,6 +31,7 @@ from cnnkern.triton_kernels.launch import (
     precision,
     vectors,
 )
+from cnnkern.triton_kernels.tuning import choose
 
 
 @dataclass(frozen=True)
@@ -95,15 +96,24 @@ def _gather(x, weight, bias, y, forward, stride, padding, dilation, groups, mode
         "BIG": needs_int64(x, weight, y) or max(*x.shape[2:]) + max(*padding) >= 2**30,
     }  # fmt: skip
     if depthwise:
-        kernel, tile = conv2d_depthwise_kernel, depthwise_tile(major)
-        channels, parts = y.size(1), 1
+        kernel, channels, parts = conv2d_depthwise_kernel, y.size(1), 1
+        tile = choose(
+            "conv2d_depthwise", depthwise_tile(major), x, (major,),
+            (channels, phase_pixels, taps[0] * taps[1]),
+        )  # fmt: skip
         flags["EQUAL"] = x_channels == y_channels
         groups //= vec
     else:
         kernel, channels, parts = conv2d_gather_kernel, bundle * y_channels, -(-groups // bundle)
-        tile = conv2d_tile(x.dtype, ieee, channels, phase_pixels, arch(x), major == "any")
         if major == "channels":
             w_major, w_strides = _weight_vectors(w_strides, vec)
+        tile = choose(
+            "conv2d_gather",
+            conv2d_tile(x.dtype, ieee, channels, phase_pixels, arch(x), major == "any"),
+            x, (ieee, major, w_major, "flat" if flat else "bundled" if bundle > 1 else "plain"),
+            (channels, phase_pixels, x_channels * taps[0] * taps[1]),
+        )  # fmt: skip
+        if major == "channels":
             x_channels, y_channels = x_channels // vec, y_channels // vec
         flags |= {
             "PRECISION": ieee, "W_MAJOR": w_major, "FLAT": flat, "BUNDLED": bundle > 1,

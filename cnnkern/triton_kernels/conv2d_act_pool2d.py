@@ -32,9 +32,11 @@ from cnnkern.ops import (
     pool2d_output_size,
 )
 from cnnkern.triton_kernels.activation import activate
+from cnnkern.triton_kernels.config import act_pool2d_tile
 from cnnkern.triton_kernels.conv2d import conv2d_activated
 from cnnkern.triton_kernels.launch import accumulator, jit, launch, needs_int64, precision
 from cnnkern.triton_kernels.pool2d import run_pool2d
+from cnnkern.triton_kernels.tuning import choose
 
 MAX_CHANNELS = 15  # of the input: from 16 on, conv2d steps through channels tap by tap
 
@@ -58,10 +60,12 @@ def conv2d_act_pool2d_kernel(
     stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, channel_blocks,
     ACC: tl.constexpr, PRECISION: tl.constexpr, BIG: tl.constexpr, PADDED: tl.constexpr,
     ACT: tl.constexpr, KIND: tl.constexpr, SAVE: tl.constexpr, OFFSETS: tl.constexpr,
-    POOL_R: tl.constexpr, POOL_S: tl.constexpr,
+    KNOWN: tl.constexpr, POOL_R: tl.constexpr, POOL_S: tl.constexpr,
     CHANNELS: tl.constexpr, PIXELS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Compute a tile of CHANNELS x PIXELS / TAPS results; P x Q are the pooled rows and columns."""
+    if KNOWN is not None:  # no index is then divided by a number that is not known
+        S, taps = KNOWN
     INDEX: tl.constexpr = tl.int64 if BIG else tl.int32
     TAPS: tl.constexpr = POOL_R * POOL_S
     WINDOWS: tl.constexpr = PIXELS // TAPS
@@ -94,8 +98,8 @@ def conv2d_act_pool2d_kernel(
         if PADDED:
             h, w = h0[None, :] + dh[:, None], w0[None, :] + dw[:, None]
             # As unsigned numbers, negative ones are too large: one comparison for two.
-            inside &= h.to(tl.uint32, bitcast=True) < H.to(tl.uint32)
-            inside &= w.to(tl.uint32, bitcast=True) < W.to(tl.uint32)
+            inside &= h.to(tl.uint32, bitcast=True) < tl.cast(H, tl.uint32)
+            inside &= w.to(tl.uint32, bitcast=True) < tl.cast(W, tl.uint32)
         x = tl.load(x_ptr + place, mask=inside, other=0.0)
         acc = tl.dot(weight, x, acc, input_precision=PRECISION, out_dtype=ACC)
 
@@ -148,24 +152,26 @@ def run_one_kernel(
 ) -> None:
     (N, C, H, W), (K, _, R, S), (P, Q) = x.shape, weight.shape, y.shape[2:]
     windows = N * P * Q
-    channels = min(32, max(16 if x.itemsize == 2 else 8, triton.next_power_of_2(K)))
-    pixels, step = (64, 8) if x.itemsize == 8 else (128, 16)
-    # With these known, no index is divided by a number that is not.
-    S, taps = (tl.constexpr(i) if (R, S) in ((3, 3), (5, 5)) else i for i in (S, R * S))
-    blocks = triton.cdiv(K, channels)
+    tile = choose(
+        "conv2d_act_pool2d", act_pool2d_tile(x.dtype, K), x,
+        (ieee, pool, "save" if saved is not None else "none"), (K, N * P * Q, C * R * S),
+    )  # fmt: skip
+    blocks = triton.cdiv(K, tile.channels)
     inside = all(pad == 0 for pad in padding)
     launch(
-        conv2d_act_pool2d_kernel, triton.cdiv(windows * window[0] * window[1], pixels) * blocks, x,
+        conv2d_act_pool2d_kernel,
+        triton.cdiv(windows * window[0] * window[1], tile.pixels) * blocks, x,
         x, weight, weight if bias is None else bias, y, y if saved is None else saved,
         y if offsets is None else offsets, int(bias is not None),
-        0 if bias is None else bias.stride(0), windows, C, H, W, K, S, taps, P, Q, *x.stride(),
+        0 if bias is None else bias.stride(0), windows, C, H, W, K, S, R * S, P, Q, *x.stride(),
         *weight.stride(), *y.stride(), *(y if saved is None else saved).stride(),
         *stride, padding[2], padding[0], *dilation, blocks,
         ACC=accumulator(x.dtype), PRECISION=ieee,
         BIG=needs_int64(x, weight, y, y if saved is None else saved), PADDED=not inside,
         ACT=activation, KIND=pool, SAVE=saved is not None, OFFSETS=offsets is not None,
-        POOL_R=window[0], POOL_S=window[1], CHANNELS=channels, PIXELS=pixels, STEP=step,
-        num_warps=4, num_stages=3,
+        KNOWN=(S, R * S) if (R, S) in ((3, 3), (5, 5)) else None,
+        POOL_R=window[0], POOL_S=window[1], CHANNELS=tile.channels, PIXELS=tile.pixels,
+        STEP=tile.step, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
 
 

@@ -50,7 +50,7 @@ def conv2d_depthwise_kernel(
     width = (y_width - phase_w + stride_w - 1) // stride_w
     m = pixel_block.to(INDEX) * PIXELS + tl.arange(0, PIXELS)
     image, row, col = m // (height * width), m // width % height, m % width
-    in_m = m < batch.to(INDEX) * height * width
+    in_m = m < tl.cast(batch, INDEX) * height * width
     h0, w0 = row * walk_h + top, col * walk_w + left
 
     y = channel_block * CHANNELS + tl.arange(0, CHANNELS)

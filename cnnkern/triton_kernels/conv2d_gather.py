@@ -138,7 +138,7 @@ def conv2d_gather_kernel(
         height, width = 1, y_width
     m = pixel_block.to(INDEX) * PIXELS + tl.arange(0, PIXELS)
     image, row, col = m // (height * width), m // width % height, m % width
-    in_m = m < batch.to(INDEX) * height * width
+    in_m = m < tl.cast(batch, INDEX) * height * width
     h0, w0 = row, col
     if MAJOR != "pixels":
         h0, w0 = row * walk_h + top, col * walk_w + left

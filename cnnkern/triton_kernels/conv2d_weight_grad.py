@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cnnkern.ops import _check_floats, _check_grad_size, _new, conv2d_output_size
-from cnnkern.triton_kernels.config import conv2d_weight_tile, pixel_chunk
+from cnnkern.triton_kernels.config import conv2d_weight_tile, pixel_chunk, pixel_sum_tile
 from cnnkern.triton_kernels.conv2d_gather import padded_index
 from cnnkern.triton_kernels.launch import (
     MODES,
@@ -31,6 +31,7 @@ from cnnkern.triton_kernels.launch import (
     precision,
     vectors,
 )
+from cnnkern.triton_kernels.tuning import choose
 
 REDUCE_BLOCK = 256
 
@@ -90,7 +91,7 @@ def conv2d_weight_grad_kernel(
     for step in range(steps):
         m = (split.to(INDEX) * steps + step) * STEP + tl.arange(0, STEP)
         image, row, col = m // (g_height * g_width), m // g_width % g_height, m % g_width
-        in_m = m < batch.to(INDEX) * g_height * g_width
+        in_m = m < tl.cast(batch, INDEX) * g_height * g_width
         if MAJOR == "pixels":
             row, h, w = row * 0, row * 0, col
             inside, x_pixel = in_m, image.to(INDEX) * x_n + col
@@ -122,7 +123,7 @@ def conv2d_weight_grad_kernel(
     if BUNDLED:  # products of different groups are no part of the result
         mask &= (k // g_channels)[:, None] == (c // x_channels)[None, :]
         c = c % x_channels
-    size = groups.to(tl.int64) * g_channels * x_channels * taps
+    size = tl.cast(groups, tl.int64) * g_channels * x_channels * taps
     offset = (place.to(tl.int64) * x_channels)[:, None] + c[None, :]
     offset = split * size + offset * taps + (tap[None, :] if FLAT else tap)
     tl.store(part_ptr + offset, acc.to(part_ptr.dtype.element_ty), mask=mask)
@@ -153,7 +154,7 @@ def conv2d_pixel_sum_kernel(
     for step in range(steps):
         m = (split.to(INDEX) * steps + step) * STEP + tl.arange(0, STEP)
         image, row, col = m // (g_height * g_width), m // g_width % g_height, m % g_width
-        inside = m < batch.to(INDEX) * g_height * g_width
+        inside = m < tl.cast(batch, INDEX) * g_height * g_width
         h, w = row * walk_h + move_h, col * walk_w + move_w
         if PAD:
             h, w = padded_index(h, x_height, mode), padded_index(w, x_width, mode)
@@ -229,16 +230,20 @@ def conv2d_weight_grad(
     if not flat and bundle == 1:
         one_to_one = R * S == max(*stride) == 1 and g.shape[2:] == x.shape[2:] and not any(padding)
         vec, major = vectors(g, x, k, C, one_to_one)
-    tile = conv2d_weight_tile(
-        g.dtype, ieee, bundle * k, C * R * S if flat else bundle * C, arch(g), major == "any"
-    )
+    columns, pixels = C * R * S if flat else bundle * C, size[0] * size[2] * size[3]
+    tile = choose(
+        "conv2d_weight_grad",
+        conv2d_weight_tile(g.dtype, ieee, bundle * k, columns, arch(g), major == "any"),
+        g, (ieee, major, "flat" if flat else "bundled" if bundle > 1 else "plain"),
+        (bundle * k, columns, R * S, pixels),
+    )  # fmt: skip
     channel_blocks = triton.cdiv(bundle * k, tile.channels)
     if flat:
         column_blocks = triton.cdiv(C * R * S, tile.pixels)
     else:
         column_blocks = R * S * triton.cdiv(bundle * C, tile.pixels)
     programs = channel_blocks * column_blocks * triton.cdiv(groups, bundle)
-    steps, slices = pixel_chunk(size[0] * size[2] * size[3], programs, tile.step)
+    steps, slices = pixel_chunk(pixels, programs, tile.step)
     part = _workspace(y, slices)
     g_sizes, x_sizes = g.shape[2:], x.shape[2:]
     g_strides, x_strides = g.stride(), x.stride()
@@ -276,10 +281,14 @@ def _pixel_sum(grad, input, y, taps, stride, padding, dilation, mode, multiplier
         return
     x = grad if input is None else input
     nhwc = grad.stride(1) == x.stride(1) == 1
-    channels, step = (32, 32) if nhwc else (4, 256)
-    channel_blocks = triton.cdiv(grad.size(1), channels)
-    pixels, programs = grad.numel() // grad.size(1), channel_blocks * taps[0] * taps[1]
-    steps, slices = pixel_chunk(pixels, programs, step)
+    major, pixels = "channels" if nhwc else "any", grad.numel() // grad.size(1)
+    tile = choose(
+        "conv2d_pixel_sum", pixel_sum_tile(major), grad, (major, "bias" if input is None else "x"),
+        (grad.size(1), pixels, taps[0] * taps[1]),
+    )  # fmt: skip
+    channel_blocks = triton.cdiv(grad.size(1), tile.channels)
+    programs = channel_blocks * taps[0] * taps[1]
+    steps, slices = pixel_chunk(pixels, programs, tile.step)
     part = _workspace(y, slices)
     launch(
         conv2d_pixel_sum_kernel, programs * slices, y,
@@ -287,7 +296,8 @@ def _pixel_sum(grad, input, y, taps, stride, padding, dilation, mode, multiplier
         *grad.stride(), *x.stride(), *taps, MODES[mode], padding[2], padding[0], *dilation,
         *stride, steps, channel_blocks,
         ACC=accumulator(grad.dtype), BIG=_big(grad, x, y, padding), PAD=mode != "zeros",
-        HAS_X=input is not None, MAJOR="channels" if nhwc else "any", CHANNELS=channels, STEP=step,
+        HAS_X=input is not None, MAJOR=major, CHANNELS=tile.channels, STEP=tile.step,
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     _sum_slices(part, y, slices)
 

@@ -13,6 +13,7 @@ import functools
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from cnnkern.triton_kernels.launch import needs_int64
 
@@ -81,7 +82,8 @@ def flat_index(units, VEC: tl.constexpr, BIG: tl.constexpr, UNITS: tl.constexpr)
 def vector(nhwc: bool, *tensors: Tensor) -> int:
     """Choose VEC: 16 bytes of channels where every tensor allows it, else 1.
 
-    A thread of NCHW takes one element: its inputs are `stride` apart and make no vector.
+    A thread of NCHW takes one element: its inputs are `stride` apart and make no vector. Of tensors
+    in a trace the address is not known; should it be odd, vectors are slower there, but as right.
     """
     if not nhwc:
         return 1
@@ -91,7 +93,7 @@ def vector(nhwc: bool, *tensors: Tensor) -> int:
         n = t.stride(0)
         if c != 1 or t.size(1) % width or n % width or h % width or w % width:
             return 1
-        if t.data_ptr() % (width * t.itemsize):
+        if not is_fake(t) and t.data_ptr() % (width * t.itemsize):
             return 1
     return width
 

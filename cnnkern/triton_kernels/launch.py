@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +66,19 @@ class Recorder:
         Recorder.active = None
 
 
+_state = threading.local()
+
+
+@contextlib.contextmanager
+def traced():
+    """Make launches nodes of the graph that is being traced, which compilers see the kernels of."""
+    _state.traced = True
+    try:
+        yield
+    finally:
+        _state.traced = False
+
+
 @functools.cache
 def _arch(device: int) -> int:
     major, minor = torch.cuda.get_device_capability(device)
@@ -84,6 +98,9 @@ def launch(kernel, programs: int, like: Tensor, *args, **meta) -> None:
         return
     if Recorder.active is not None:
         Recorder.active.launches.append(Launch(kernel, programs, args, meta))
+        return
+    if getattr(_state, "traced", False):
+        torch.library.wrap_triton(kernel)[(programs,)](*args, **meta)
         return
     if programs > MAX_GRID:
         raise RuntimeError(

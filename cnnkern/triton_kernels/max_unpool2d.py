@@ -103,7 +103,7 @@ def gather_kernel(
         w = q * stride_w - pad_w + tap % S * dil_w
         inside = mask & (h >= 0) & (h < H) & (w >= 0) & (w < W)
     else:
-        inside = mask & (at >= 0) & (at < H.to(tl.int64) * W)
+        inside = mask & (at >= 0) & (at < tl.cast(H, tl.int64) * W)
         at = tl.where(inside, at, 0).to(INDEX)
         h, w = at // W, at % W
     place = (n * x_n + c * x_c) * VEC + lane + (h * x_h + w * x_w) * VEC

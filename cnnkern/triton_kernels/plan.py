@@ -4,6 +4,7 @@ The first call of an op with some dtypes, sizes, strides, alignments and options
 code and takes down which kernels it launched, on which tensors: the arguments, or fresh ones. From
 then on a call allocates the same tensors and launches the same compiled kernels with the same
 numbers. What an op computes, and how, has to follow from what the key holds; contents do not count.
+Nor do tuned tiles: where new ones are to be had, plans start over.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import threading
 
 import torch
 from torch import Tensor
+
+from cnnkern.triton_kernels import tuning
 
 MAX_PLANS = 1024  # of one op; geometries without end, as of dynamic shapes, start over
 _recording = threading.local()
@@ -99,6 +102,7 @@ def _shares_memory(arguments: tuple, tape: list, result) -> bool:
 def planned(function):
     """Make an op's implementation replay the calls that it has seen."""
     plans: dict[tuple, Plan | None] = {}
+    tuning.on_new_tiles.append(plans.clear)
 
     @functools.wraps(function)
     def call(*arguments, **options):
@@ -109,6 +113,8 @@ def planned(function):
         tensors = [id(a) for a in arguments if isinstance(a, Tensor)]
         if options or key in plans or len(set(tensors)) < len(tensors):
             return function(*arguments, **options)  # the same tensor twice is no example of two
+        if tuning.is_on():
+            tuning.search(function, arguments)
         _recording.tape = tape = []
         try:
             result = function(*arguments)

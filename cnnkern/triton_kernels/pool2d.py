@@ -27,16 +27,16 @@ from cnnkern.triton_kernels.activation import activate
 from cnnkern.triton_kernels.index import Walk, flat_index, unravel
 from cnnkern.triton_kernels.launch import jit, launch
 
-# Windows with kernels of their own, in which loops are unrolled: size, stride, padding, dilation.
-STATIC_WINDOWS = (
+# Windows with kernels of their own, which know as constants: size, stride, padding, dilation.
+KNOWN_WINDOWS = (
     (2, 2, 2, 2, 0, 0, 1, 1),
     (3, 3, 2, 2, 1, 1, 1, 1),
 )
 
 
-def window_arguments(*window: int) -> tuple:
-    """Return R, S, stride, padding and dilation as kernel arguments; constants if common."""
-    return tuple(tl.constexpr(x) for x in window) if window in STATIC_WINDOWS else window
+def known_window(*window: int) -> tuple[int, ...] | None:
+    """Return the window as a kernel's KNOWN constant, if it is a common one."""
+    return window if window in KNOWN_WINDOWS else None
 
 
 @triton.jit
@@ -74,9 +74,12 @@ def pool2d_kernel(
     x_ptr, y_ptr, saved_ptr, units, C, C_magic, P, P_magic, Q, Q_magic, H, W, x_n, x_c, x_h, x_w,
     R, S, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, include_pad, divisor,
     KIND: tl.constexpr, SAVE: tl.constexpr, ACT: tl.constexpr, ADAPTIVE: tl.constexpr,
+    KNOWN: tl.constexpr,
     NHWC: tl.constexpr, VEC: tl.constexpr, BIG: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
     """Pool UNITS * VEC outputs; ACT is applied to what is read."""
+    if KNOWN is not None:
+        R, S, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w = KNOWN
     ACC: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     unit, lane, mask = flat_index(units, VEC, BIG, UNITS)
     n, c, p, q = unravel(unit, C, C_magic, P, P_magic, Q, Q_magic, NHWC, BIG)
@@ -145,8 +148,9 @@ def run_pool2d(
     save = "none" if saved is None else "offsets" if saved.dtype == torch.uint8 else "indices"
     launch(
         pool2d_kernel, walk.programs, x, x, y, y if saved is None else saved, *walk.sizes(), H, W,
-        *walk.strides(x), *window_arguments(*window), int(include_pad), divisor,
-        KIND=kind, SAVE=save, ACT=activation, ADAPTIVE=adaptive, **walk.meta(),
+        *walk.strides(x), *window, int(include_pad), divisor,
+        KIND=kind, SAVE=save, ACT=activation, ADAPTIVE=adaptive, KNOWN=known_window(*window),
+        **walk.meta(),
     )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ from cnnkern.triton_kernels.pool2d import (
     adaptive_window,
     check_adaptive_size,
     check_divisor,
-    window_arguments,
+    known_window,
     window_divisor,
     window_start,
     window_stop,
@@ -53,7 +53,7 @@ def pool2d_grad_kernel(
     dy_n, dy_c, dy_h, dy_w, saved_n, saved_c, saved_h, saved_w, value_n, value_c, value_h, value_w,
     R, S, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, covers_h, covers_w, include_pad, divisor,
     KIND: tl.constexpr, SAVED: tl.constexpr, ACT: tl.constexpr, DILATED: tl.constexpr,
-    ADAPTIVE: tl.constexpr,
+    ADAPTIVE: tl.constexpr, KNOWN: tl.constexpr,
     NHWC: tl.constexpr, VEC: tl.constexpr, BIG: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
     """Compute UNITS * VEC elements of dx.
@@ -63,6 +63,8 @@ def pool2d_grad_kernel(
     """
     ACC: tl.constexpr = tl.float64 if dx_ptr.dtype.element_ty == tl.float64 else tl.float32
     BY_WINDOW: tl.constexpr = KIND == "max" and (ACT == "relu" or ACT == "sigmoid" or ACT == "tanh")
+    if KNOWN is not None:
+        R, S, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, covers_h, covers_w = KNOWN
     unit, lane, mask = flat_index(units, VEC, BIG, UNITS)
     n, c, h, w = unravel(unit, C, C_magic, H, H_magic, W, W_magic, NHWC, BIG)
     dy_base = (n * dy_n + c * dy_c) * VEC + lane
@@ -138,19 +140,18 @@ def run_pool2d_grad(
         covers = (P - 1) // H + 2, (Q - 1) // W + 2
     else:  # of windows `stride` apart and dil * (taps - 1) + 1 long, no more cover one element
         covers = dil_h * (R - 1) // stride_h + 1, dil_w * (S - 1) // stride_w + 1
-    arguments = window_arguments(*window)
-    if arguments is not window:
-        covers = tuple(tl.constexpr(x) for x in covers)
+    known = known_window(*window)
     units, C, C_magic, H, H_magic, W, W_magic = walk.sizes()
     strides = [walk.strides(t) if t is not None else (0, 0, 0, 0) for t in (dy, saved, value)]
     launch(
         pool2d_grad_kernel, walk.programs, dx, dy, dy if saved is None else saved,
         dy if value is None else value, dx,
         units, C, C_magic, H, H_magic, W, W_magic, P, Q,
-        *strides[0], *strides[1], *strides[2], *arguments, *covers, int(include_pad), divisor,
+        *strides[0], *strides[1], *strides[2], *window, *covers, int(include_pad), divisor,
         KIND=kind,
         SAVED="indices" if saved is not None and saved.dtype == torch.int64 else "offsets",
-        ACT=activation, DILATED=(dil_h, dil_w) != (1, 1), ADAPTIVE=adaptive, **walk.meta(),
+        ACT=activation, DILATED=(dil_h, dil_w) != (1, 1), ADAPTIVE=adaptive,
+        KNOWN=known and (*known, *covers), **walk.meta(),
     )  # fmt: skip
 
 
