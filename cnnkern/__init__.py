@@ -2,7 +2,7 @@
 
 import torch  # noqa: F401  (loads the libraries that _C links to)
 
-from cnnkern import autograd, functional, nn, ops, triton_kernels
+from cnnkern import autograd, functional, nn, ops, selection, triton_kernels
 from cnnkern.analysis import conv_matrix, receptive_field
 from cnnkern.convert import convert, override
 from cnnkern.functional import (
@@ -23,6 +23,7 @@ from cnnkern.functional import (
     max_unpool2d,
 )
 from cnnkern.lenet import LeNet
+from cnnkern.triton_kernels.tuning import tune
 
 __version__ = "0.1.0"
 
@@ -52,5 +53,7 @@ __all__ = [
     "ops",
     "override",
     "receptive_field",
+    "selection",
     "triton_kernels",
+    "tune",
 ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cnnkern.arguments import ends, is_unbatched, pair, sides, single
-from cnnkern.ops import DEFAULT, TRITON, TRITON_ALGOS
+from cnnkern.ops import DEFAULT
 from cnnkern.pooling import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -23,6 +23,7 @@ from cnnkern.pooling import (
     max_pool2d,
     max_unpool2d,
 )
+from cnnkern.selection import conv2d_ops
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -41,10 +42,6 @@ __all__ = [
     "max_pool2d",
     "max_unpool2d",
 ]
-
-
-def _ops(algo: str):
-    return TRITON if algo in TRITON_ALGOS else DEFAULT
 
 
 def corr2d(X: Tensor, K: Tensor) -> Tensor:
@@ -91,12 +88,12 @@ def conv2d(
             none, or "same" for an output of the input's size; an odd total puts the extra pixel on
             the right and at the bottom.
         padding_mode: what the padding holds: zeros, reflect, replicate or circular.
-        algo: "auto", or the name of a kernel, which raises where that does not apply. "triton"
-            runs the Triton kernels, forward and backward; float32 is then multiplied exactly, and
-            on tensor cores with "triton_tf32" (10 bits of each factor) or "triton_tf32x3" (three
-            such products, nearly all of float32's bits). "mma", of CUDA C++, rounds float32 as
-            "triton_tf32" does; "auto" never picks it for float32. torch.backends' switches have no
-            say.
+        algo: "auto", which `cnnkern.selection` explains for GPUs, or the name of a kernel, which
+            raises where that does not apply. "triton" runs the Triton kernels, forward and
+            backward; float32 is then multiplied exactly, and on tensor cores with "triton_tf32" (10
+            bits of each factor) or "triton_tf32x3" (three such products, nearly all of float32's
+            bits). "mma", of CUDA C++, rounds float32 as "triton_tf32" does; "auto" never picks it
+            for float32. torch.backends' switches have no say.
 
     Raises:
         RuntimeError: shapes, dtypes or devices that do not match, or values out of range.
@@ -114,7 +111,7 @@ def conv2d(
     if type(groups) is not int:
         groups = single("conv2d", "groups", groups)
     padding = sides("conv2d", padding, weight.shape[2:], stride, dilation)
-    return _ops(algo).conv2d(
+    return conv2d_ops(algo, input, weight, stride, groups).conv2d(
         input, weight, bias, stride, padding, dilation, groups, padding_mode, algo
     )
 
@@ -151,8 +148,9 @@ def conv1d(
     groups = single("conv1d", "groups", groups)
     left, right = ends("conv1d", padding, weight.size(2), stride, dilation)
     x = (input.unsqueeze(0) if unbatched else input).unsqueeze(-2)
-    y = _ops(algo).conv2d(
-        x, weight.unsqueeze(-2), bias, stride, (left, right, 0, 0), dilation, groups,
+    weight = weight.unsqueeze(-2)
+    y = conv2d_ops(algo, x, weight, stride, groups).conv2d(
+        x, weight, bias, stride, (left, right, 0, 0), dilation, groups,
         padding_mode, algo,
     ).squeeze(-2)  # fmt: skip
     return y.squeeze(0) if unbatched else y
@@ -210,7 +208,7 @@ def conv_transpose2d(
         # The convolution of that output has more rows than the input; those are zeros.
         rows, columns = extra[0] // stride[0], extra[1] // stride[1]
         input = torch.constant_pad_nd(input, (0, columns, 0, rows))
-    out = _ops(algo).conv2d_input_grad(
+    out = conv2d_ops(algo, input, weight, stride, groups, transposed=True).conv2d_input_grad(
         input, weight, (input.size(0), weight.size(1) * groups, *size), stride,
         (pad[1], pad[1], pad[0], pad[0]), dilation, groups, "zeros", algo,
     )  # fmt: skip
@@ -311,7 +309,7 @@ def conv2d_act_pool2d(
     save = torch.is_grad_enabled() and (
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
-    return _ops(algo).conv2d_act_pool2d(
+    return conv2d_ops(algo, input, weight, stride, groups).conv2d_act_pool2d(
         input, weight, bias, stride, padding, dilation, groups, padding_mode, algo, activation,
         pool, window, step, pair(op, "pool_padding", pool_padding), pool_ceil_mode,
         count_include_pad, save,

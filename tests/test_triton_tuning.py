@@ -6,6 +6,7 @@ marked `gpu` tune real kernels by a stub clock.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -51,6 +52,7 @@ def cache(tmp_path, monkeypatch):
 def here(monkeypatch):
     monkeypatch.setattr(tuning, "machine", lambda device: HERE)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ is said by a constexpr; `VEC` alone makes addresses vectorisable, by counting in
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import threading
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cnnkern.ops import TRITON_ALGOS
+from cnnkern.selection import compute_capability
 from cnnkern.triton_kernels.plan import note_launch
 
 MAX_GRID = 2**31 - 1
@@ -79,17 +79,11 @@ def traced():
         _state.traced = False
 
 
-@functools.cache
-def _arch(device: int) -> int:
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
 def arch(t: Tensor) -> int:
     """Return the compute capability of a tensor's GPU as 80, 90, ...; the interpreter is an 80."""
     if Recorder.active is not None:
         return Recorder.active.sm
-    return _arch(t.device.index) if t.is_cuda else 80
+    return compute_capability(t.device) if t.is_cuda else 80
 
 
 def launch(kernel, programs: int, like: Tensor, *args, **meta) -> None:

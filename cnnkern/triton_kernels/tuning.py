@@ -146,7 +146,7 @@ def search(function: Callable, arguments: tuple) -> None:
     device = next(a.device for a in arguments if isinstance(a, Tensor))
     if device.type != "cuda":
         return
-    with _lock:
+    with _lock, torch.cuda.device(device):
         known = _known().get(machine(device), {})
         asked: dict[str, Tile] = {}
         _run(function, arguments, forced={}, asked=asked)
