@@ -23,7 +23,7 @@ from cnnkern.pooling import (
     max_pool2d,
     max_unpool2d,
 )
-from cnnkern.selection import conv2d_ops
+from cnnkern.selection import conv2d_algo, conv2d_ops
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -60,9 +60,9 @@ def corr2d(X: Tensor, K: Tensor) -> Tensor:
             f"cnnkern::corr2d: X and K must be matrices, got {list(X.shape)} and {list(K.shape)}"
         )
     one, none = (1, 1), (0, 0, 0, 0)
-    return DEFAULT.conv2d(X[None, None], K[None, None], None, one, none, one, 1, "zeros", "auto")[
-        0, 0
-    ]
+    return DEFAULT.conv2d(
+        X[None, None], K[None, None], None, one, none, one, 1, "zeros", conv2d_algo("auto", X)
+    )[0, 0]
 
 
 def conv2d(
@@ -92,8 +92,10 @@ def conv2d(
             raises where that does not apply. "triton" runs the Triton kernels, forward and
             backward; float32 is then multiplied exactly, and on tensor cores with "triton_tf32" (10
             bits of each factor) or "triton_tf32x3" (three such products, nearly all of float32's
-            bits). "mma", of CUDA C++, rounds float32 as "triton_tf32" does; "auto" never picks it
-            for float32. torch.backends' switches have no say.
+            bits). "auto_tf32" is "auto" with float32 on tensor cores, too, as "triton_tf32" rounds
+            it. On GPUs "auto" becomes that where ``torch.backends.fp32_precision`` or
+            ``torch.backends.cudnn.fp32_precision`` is "tf32". No other switch of torch.backends has
+            a say, and float32 is exact by default.
 
     Raises:
         RuntimeError: shapes, dtypes or devices that do not match, or values out of range.
@@ -111,6 +113,7 @@ def conv2d(
     if type(groups) is not int:
         groups = single("conv2d", "groups", groups)
     padding = sides("conv2d", padding, weight.shape[2:], stride, dilation)
+    algo = conv2d_algo(algo, input)
     return conv2d_ops(algo, input, weight, stride, groups).conv2d(
         input, weight, bias, stride, padding, dilation, groups, padding_mode, algo
     )
@@ -149,6 +152,7 @@ def conv1d(
     left, right = ends("conv1d", padding, weight.size(2), stride, dilation)
     x = (input.unsqueeze(0) if unbatched else input).unsqueeze(-2)
     weight = weight.unsqueeze(-2)
+    algo = conv2d_algo(algo, x)
     y = conv2d_ops(algo, x, weight, stride, groups).conv2d(
         x, weight, bias, stride, (left, right, 0, 0), dilation, groups,
         padding_mode, algo,
@@ -208,6 +212,7 @@ def conv_transpose2d(
         # The convolution of that output has more rows than the input; those are zeros.
         rows, columns = extra[0] // stride[0], extra[1] // stride[1]
         input = torch.constant_pad_nd(input, (0, columns, 0, rows))
+    algo = conv2d_algo(algo, input)
     out = conv2d_ops(algo, input, weight, stride, groups, transposed=True).conv2d_input_grad(
         input, weight, (input.size(0), weight.size(1) * groups, *size), stride,
         (pad[1], pad[1], pad[0], pad[0]), dilation, groups, "zeros", algo,
@@ -309,6 +314,7 @@ def conv2d_act_pool2d(
     save = torch.is_grad_enabled() and (
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
+    algo = conv2d_algo(algo, input)
     return conv2d_ops(algo, input, weight, stride, groups).conv2d_act_pool2d(
         input, weight, bias, stride, padding, dilation, groups, padding_mode, algo, activation,
         pool, window, step, pair(op, "pool_padding", pool_padding), pool_ceil_mode,

@@ -6,6 +6,8 @@ large products of 16-bit types, in the layout that both load in vectors, go to T
 has mma.sync only. The rule follows from the instructions; no GPU has been timed for it.
 
 The forward op decides, and its gradients stay with it. Pools are bound by memory, and CUDA C++.
+
+float32 is multiplied exactly, unless PyTorch's settings ask for tf32 by name (`asks_for_tf32`).
 """
 
 from __future__ import annotations
@@ -22,8 +24,27 @@ from cnnkern.ops import DEFAULT, TRITON, TRITON_ALGOS, Overloads, is_nhwc
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 WARPGROUP_ARCHS = (90, 100, 103)
+AUTO_ALGOS = ("auto", "auto_tf32")
 CHANNELS = 64  # of a group: a step of the widest tile
 TILE, TILES = 128, 128  # results a side, and tiles: about one for each SM
+
+
+def conv2d_algo(algo: str, input: Tensor) -> str:
+    """Let "auto" put float32 on tensor cores where PyTorch's settings ask for it."""
+    is_float32 = input.is_cuda and input.dtype == torch.float32
+    return "auto_tf32" if algo == "auto" and is_float32 and asks_for_tf32() else algo
+
+
+@torch.compiler.assume_constant_result  # torch.compile reads the setting when it traces
+def asks_for_tf32() -> bool:
+    """Tell whether PyTorch is set to compute float32 convolutions in tf32.
+
+    `torch.backends.fp32_precision` or `torch.backends.cudnn.fp32_precision` has to be "tf32", and
+    `torch.backends.cudnn.conv.fp32_precision` nothing else. The last alone does not count, nor
+    `allow_tf32`: they say tf32 from the start, and nobody has asked for that.
+    """
+    cudnn = torch.backends.cudnn
+    return cudnn.fp32_precision == cudnn.conv.fp32_precision == "tf32"
 
 
 def conv2d_ops(
@@ -33,7 +54,7 @@ def conv2d_ops(
     """Choose the overload that computes a convolution, or a transposed one."""
     if algo in TRITON_ALGOS:
         return TRITON
-    if algo != "auto" or not input.is_cuda or not HAS_TRITON:
+    if algo not in AUTO_ALGOS or not input.is_cuda or not HAS_TRITON:
         return DEFAULT
     dtype = input.dtype
     if torch.is_autocast_enabled("cuda") and dtype != torch.float64:
@@ -78,12 +99,14 @@ def why_not_triton(
 
 def cuda_conv2d(
     pass_: str, dtype: str, input: Sequence[int], weight: Sequence[int], *, groups: int = 1,
-    channels_last: bool = False, weight_channels_last: bool = False, arch: int = 80, **geometry,
+    channels_last: bool = False, weight_channels_last: bool = False, arch: int = 80,
+    algo: str = "auto", **geometry,
 ) -> tuple[str, dict[str, str]]:  # fmt: skip
     """Explain what "auto" runs on a GPU, which need not be there.
 
     Args:
         pass_: fprop, dgrad or wgrad.
+        algo: "auto" or "auto_tf32".
         geometry: stride, padding, dilation and padding_mode, as the raw op takes them.
 
     Returns:
@@ -92,7 +115,7 @@ def cuda_conv2d(
     """
     chosen, reasons = _C.cuda_conv2d_selection(
         pass_, dtype, input, weight, groups=groups, channels_last=channels_last,
-        weight_channels_last=weight_channels_last, arch=arch, **geometry,
+        weight_channels_last=weight_channels_last, arch=arch, algo=algo, **geometry,
     )  # fmt: skip
     N, K, P, Q = _C.conv2d_output_size(
         "conv2d", input, weight,

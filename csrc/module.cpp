@@ -82,11 +82,12 @@ ConvQuery make_cuda_query(const std::string& pass, const std::string& dtype, con
 
 // (name of the chosen algorithm, {name: why it does not apply, or "" where it does}).
 template <typename... Args>
-std::pair<std::string, std::map<std::string, std::string>> cuda_conv2d_selection(Args... args) {
+std::pair<std::string, std::map<std::string, std::string>> cuda_conv2d_selection(
+    Args... args, const std::string& algo) {
   const ConvQuery query = make_cuda_query(args...);
   std::map<std::string, std::string> reasons;
   for (const ConvAlgorithm& a : kCudaConvAlgorithms) reasons[a.name] = a.supports(query);
-  return {select_cuda_conv2d("conv2d", query, "auto").name, reasons};
+  return {select_cuda_conv2d("conv2d", query, algo).name, reasons};
 }
 
 }  // namespace
@@ -120,9 +121,9 @@ PYBIND11_MODULE(_C, m) {
         py::arg("stride") = Ints{1, 1}, py::arg("padding") = Ints{0, 0, 0, 0},
         py::arg("dilation") = Ints{1, 1}, py::arg("groups") = 1, py::arg("padding_mode") = "zeros",
         py::arg("channels_last") = false, py::arg("weight_channels_last") = false,
-        py::arg("arch") = 80,
-        "Which CUDA algorithm 'auto' picks for a problem, and for each the reason why it does not "
-        "apply, '' where it does. No GPU needed; arch 80 is compute capability 8.0.");
+        py::arg("arch") = 80, py::arg("algo") = "auto",
+        "Which CUDA algorithm computes a problem, and for each the reason why it does not apply, '' "
+        "where it does. No GPU needed; arch 80 is compute capability 8.0.");
   m.def("conv2d_output_size", &conv2d_output_size,
         "[N, K, P, Q] of a convolution; RuntimeError if it is invalid.");
   m.def("pool2d_output_size", &pool2d_output_size,

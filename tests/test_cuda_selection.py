@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from cnnkern import _C
+from cnnkern import _C, functional, selection
 
 PLAIN = {"input": [8, 64, 28, 28], "weight": [64, 64, 3, 3], "padding": [1, 1, 1, 1]}
 
@@ -75,3 +76,71 @@ def test_winograd_has_to_save_products(changed):
 def test_winograd_has_no_weight_gradient():
     chosen, reasons = select("wgrad")
     assert (chosen, reasons["winograd"]) == ("igemm", "has no gradient of the weight")
+
+
+@pytest.mark.parametrize("pass_", ("fprop", "dgrad", "wgrad"))
+def test_float32_is_on_tensor_cores_only_when_asked_for(pass_):
+    assert select(pass_)[0] != "mma"
+    assert select(pass_, algo="auto_tf32")[0] == "mma"
+    assert select(pass_, algo="auto_tf32", arch=75)[0] != "mma"
+    assert select(pass_, "float64", algo="auto_tf32")[0] == select(pass_, "float64")[0]
+    assert select(pass_, algo="auto_tf32", groups=64, weight=[64, 1, 3, 3])[0] == "depthwise"
+
+
+BACKENDS = {"all": torch.backends, "cudnn": torch.backends.cudnn, "conv": torch.backends.cudnn.conv}
+
+
+@pytest.fixture
+def precision():
+    """Set torch.backends' precisions of float32, which the end of the test undoes."""
+    settings = {}
+
+    def set_(**wanted):
+        for name, value in wanted.items():
+            settings.setdefault(name, BACKENDS[name].fp32_precision)
+            BACKENDS[name].fp32_precision = value
+
+    yield set_
+    for name, value in settings.items():
+        BACKENDS[name].fp32_precision = value
+
+
+@pytest.mark.parametrize(
+    ("settings", "asks"),
+    (
+        ({}, False),  # although cudnn.conv says tf32
+        ({"conv": "tf32"}, False),
+        ({"cudnn": "tf32"}, True),
+        ({"all": "tf32"}, True),
+        ({"all": "tf32", "conv": "ieee"}, False),
+        ({"all": "tf32", "cudnn": "ieee"}, False),
+    ),
+)
+def test_torch_settings_that_ask_for_tf32(settings, asks, precision):
+    precision(**settings)
+    assert selection.asks_for_tf32() is asks
+    x = torch.ones(1, 1, 1, 1)
+    assert selection.conv2d_algo("auto", x) == "auto"  # nothing changes on the CPU
+
+
+@pytest.mark.gpu
+def test_torch_setting_puts_convolutions_on_tensor_cores(precision):
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(*size, generator=generator).cuda().requires_grad_()
+            for size in ((2, 16, 5, 6), (16, 16, 3, 3)))  # fmt: skip
+
+    def results(convolve=functional.conv2d, **options):
+        y = convolve(x, w, padding=1, **options)
+        return [y.detach(), *torch.autograd.grad(y.square().sum(), (x, w))]
+
+    def same(a, b):
+        return [torch.equal(*pair) for pair in zip(a, b, strict=True)]
+
+    exact, rounded = results(), results(algo="auto_tf32")
+    assert not any(same(exact, rounded))
+    precision(all="tf32")
+    assert all(same(results(), rounded))
+    assert all(same(results(torch.compile(functional.conv2d, fullgraph=True, backend="eager")),
+                    rounded))  # fmt: skip
+    precision(all="ieee")
+    assert all(same(results(), exact))

@@ -22,7 +22,10 @@ from cnnkern.selection import compute_capability
 from cnnkern.triton_kernels.plan import note_launch
 
 MAX_GRID = 2**31 - 1
-PRECISIONS = dict(zip(("auto", *TRITON_ALGOS), ("ieee", "ieee", "tf32", "tf32x3"), strict=True))
+PRECISIONS = {
+    "auto": "ieee", "auto_tf32": "tf32",
+    **dict(zip(TRITON_ALGOS, ("ieee", "tf32", "tf32x3"), strict=True)),
+}  # fmt: skip
 MODES = {"zeros": 0, "reflect": 1, "replicate": 2, "circular": 3}
 # What is summed in a wider type than the tensors'.
 ACCUMULATORS = {torch.float64: tl.float64}

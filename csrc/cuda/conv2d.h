@@ -22,6 +22,7 @@ struct ConvQuery {
   bool nhwc;         // layout of input and output and of their gradients
   bool weight_nhwc;  // memory order of the weight: K R S C; else K C R S
   int arch;          // 80: compute capability 8.0
+  bool allow_tf32 = false;  // 'auto' may round float32's factors to tf32, on tensor cores
 };
 
 // Tensors are dense. fprop: input, weight -> output; dgrad: grad, weight -> output [N, C, H, W];

@@ -36,16 +36,17 @@ constexpr ConvAlgorithm kCudaConvAlgorithms[] = {
 
 // A forced algorithm that does not apply is refused in the forward pass. Autograd hands its name on
 // to the gradients; those that it has no kernel for are computed by what 'auto' picks.
-inline const ConvAlgorithm& select_cuda_conv2d(const char* op, const ConvQuery& query,
+inline const ConvAlgorithm& select_cuda_conv2d(const char* op, ConvQuery query,
                                                const std::string& algo) {
-  if (algo != "auto") {
+  query.allow_tf32 = algo == "auto_tf32";
+  if (algo != "auto" && algo != "auto_tf32") {
     const ConvAlgorithm* forced = nullptr;
     std::string names;
     for (const ConvAlgorithm& a : kCudaConvAlgorithms) {
       if (algo == a.name) forced = &a;
       names += std::string(", '") + a.name + "'";
     }
-    if (!forced) fail(op, "algo must be one of 'auto'", names, " on CUDA, got '", algo, "'");
+    if (!forced) fail(op, "algo must be one of 'auto', 'auto_tf32'", names, " on CUDA, got '", algo, "'");
     const std::string reason = forced->supports(query);
     if (reason.empty()) return *forced;
     if (query.pass == ConvPass::kFprop) fail(op, "algo '", algo, "' ", reason);
