@@ -113,17 +113,18 @@ PYBIND11_MODULE(_C, m) {
         return names;
       },
       "The names that algo= takes on CUDA, beside 'auto' and Triton's.");
-  m.def("cuda_conv2d_selection",
-        &cuda_conv2d_selection<const std::string&, const std::string&, const Ints&, const Ints&,
-                               const Ints&, const Ints&, const Ints&, int64_t, const std::string&,
-                               bool, bool, int>,
-        py::arg("pass_"), py::arg("dtype"), py::arg("input"), py::arg("weight"),
-        py::arg("stride") = Ints{1, 1}, py::arg("padding") = Ints{0, 0, 0, 0},
-        py::arg("dilation") = Ints{1, 1}, py::arg("groups") = 1, py::arg("padding_mode") = "zeros",
-        py::arg("channels_last") = false, py::arg("weight_channels_last") = false,
-        py::arg("arch") = 80, py::arg("algo") = "auto",
-        "Which CUDA algorithm computes a problem, and for each the reason why it does not apply, '' "
-        "where it does. No GPU needed; arch 80 is compute capability 8.0.");
+  m.def(
+      "cuda_conv2d_selection",
+      &cuda_conv2d_selection<const std::string&, const std::string&, const Ints&, const Ints&,
+                             const Ints&, const Ints&, const Ints&, int64_t, const std::string&,
+                             bool, bool, int>,
+      py::arg("pass_"), py::arg("dtype"), py::arg("input"), py::arg("weight"),
+      py::arg("stride") = Ints{1, 1}, py::arg("padding") = Ints{0, 0, 0, 0},
+      py::arg("dilation") = Ints{1, 1}, py::arg("groups") = 1, py::arg("padding_mode") = "zeros",
+      py::arg("channels_last") = false, py::arg("weight_channels_last") = false,
+      py::arg("arch") = 80, py::arg("algo") = "auto",
+      "Which CUDA algorithm computes a problem, and for each the reason why it does not apply, '' "
+      "where it does. No GPU needed; arch 80 is compute capability 8.0.");
   m.def("conv2d_output_size", &conv2d_output_size,
         "[N, K, P, Q] of a convolution; RuntimeError if it is invalid.");
   m.def("pool2d_output_size", &pool2d_output_size,

@@ -19,9 +19,9 @@ struct ConvQuery {
   ConvParams p;
   DType dtype;
   ConvPass pass;
-  bool nhwc;         // layout of input and output and of their gradients
-  bool weight_nhwc;  // memory order of the weight: K R S C; else K C R S
-  int arch;          // 80: compute capability 8.0
+  bool nhwc;                // layout of input and output and of their gradients
+  bool weight_nhwc;         // memory order of the weight: K R S C; else K C R S
+  int arch;                 // 80: compute capability 8.0
   bool allow_tf32 = false;  // 'auto' may round float32's factors to tf32, on tensor cores
 };
 

@@ -104,8 +104,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_act_pool2d(
   f.saved = saved.numel() ? saved.data_ptr() : nullptr;
   f.offsets = offsets.numel() ? static_cast<uint8_t*>(offsets.data_ptr()) : nullptr;
   f.stream = on.stream;
-  const bool one_kernel =
-      (algo == "auto" || algo == "auto_tf32" || algo == "direct") && supports_conv2d_act_pool2d(f).empty();
+  const bool one_kernel = (algo == "auto" || algo == "auto_tf32" || algo == "direct") &&
+                          supports_conv2d_act_pool2d(f).empty();
   if (one_kernel)
     on.check(launch_conv2d_act_pool2d(f));
   else

@@ -72,7 +72,8 @@ inline std::string supports_conv2d_mma(const ConvQuery& q) {
 
 // float32 is never rounded to tf32 unless asked for.
 inline bool prefers_conv2d_mma(const ConvQuery& q) {
-  return (q.dtype != DType::kFloat32 || q.allow_tf32) && q.p.C / q.p.groups >= 16 && q.p.K / q.p.groups >= 16;
+  return (q.dtype != DType::kFloat32 || q.allow_tf32) && q.p.C / q.p.groups >= 16 &&
+         q.p.K / q.p.groups >= 16;
 }
 
 // fprop, dgrad: the weight in the order of the sum, filled up with zeros to whole tiles, so that it

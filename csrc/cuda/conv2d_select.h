@@ -46,7 +46,8 @@ inline const ConvAlgorithm& select_cuda_conv2d(const char* op, ConvQuery query,
       if (algo == a.name) forced = &a;
       names += std::string(", '") + a.name + "'";
     }
-    if (!forced) fail(op, "algo must be one of 'auto', 'auto_tf32'", names, " on CUDA, got '", algo, "'");
+    if (!forced)
+      fail(op, "algo must be one of 'auto', 'auto_tf32'", names, " on CUDA, got '", algo, "'");
     const std::string reason = forced->supports(query);
     if (reason.empty()) return *forced;
     if (query.pass == ConvPass::kFprop) fail(op, "algo '", algo, "' ", reason);
