@@ -27,6 +27,7 @@ from bench.timing import (
     matmul_peak,
 )
 from cnnkern import _C
+from cnnkern.ops import TRITON_ALGOS
 
 FORMATS = conv2d.FORMATS
 # A problem that takes no time anywhere, to see that the benchmark itself works.
@@ -77,7 +78,9 @@ def conv_calls(conv: Conv, which: str, dtype: torch.dtype) -> Iterator[tuple[str
     for layout in FORMATS:
         for algo in ("auto", *_C.cuda_conv2d_algos()):
             yield layout, algo, *conv2d.calls(conv, which, operands, layout, algo)
-        yield layout, "triton", *conv2d.calls(conv, which, operands, layout, "auto", "triton")
+        for algo in ("auto", *TRITON_ALGOS[1:]) if dtype == torch.float32 else ("auto",):
+            name = "triton" if algo == "auto" else algo
+            yield layout, name, *conv2d.calls(conv, which, operands, layout, algo, "triton")
 
 
 def pool_calls(pool: Pool, which: str, dtype: torch.dtype) -> Iterator[tuple[str, str, Call, Call]]:
@@ -113,8 +116,8 @@ def measure(report: Report, problem: Conv | Pool, which: str, dtype_name: str) -
         name = f"{problem.name} {which} {layout} {dtype_name} {algo}"
         try:
             first[name] = first_call(call)
-            # By name, mma computes float32 in TF32, which has ten bits of mantissa.
-            tf32 = algo == "mma" and dtype == torch.float32
+            # By name, these compute float32 in TF32, which has ten bits of mantissa.
+            tf32 = algo in ("mma", "triton_tf32") and dtype == torch.float32
             check_same(name, call(), want, 1e-2 if tf32 else TOLERANCE[dtype])
         except (RuntimeError, NotImplementedError, WrongOutputError) as error:
             # An algorithm that says it is not made for a problem has no row there.

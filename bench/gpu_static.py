@@ -1,8 +1,9 @@
 """What the GPU kernels cost, as far as that can be known without a GPU: counts, not times.
 
 Two tables. Kernels: registers, spills, shared memory, occupancy and the main loop's share of
-multiply-adds, of every CUDA C++ kernel for each of sm_80 and sm_90, from ptxas. Launches: small
-named problems, run by tests/ptxcpu, which counts bytes, sectors and bank conflicts exactly.
+multiply-adds, of every CUDA C++ kernel, and of the Triton kernels of some problems, for each of
+sm_80 and sm_90, from ptxas. Launches: small named problems, run by tests/ptxcpu, which counts
+bytes, sectors and bank conflicts exactly.
 
     python -m bench.gpu_static [--only NAME] [--csv]
 """
@@ -23,6 +24,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from bench import triton_static
 from bench.results import RESULTS
 from bench.sass import ARCHS, MATH, TENSOR, Usage, occupancy, usage_of_library
 from cnnkern import _cuda_library
@@ -64,8 +66,7 @@ def _without_parameters(name: str) -> str:
 def kernel_rows(usages: dict[str, dict[int, Usage]]) -> list[dict]:
     rows = []
     for raw, name in short_names(list(usages)).items():
-        for arch in ARCHS:
-            usage = usages[raw][arch]
+        for arch, usage in usages[raw].items():
             share, tensor = usage.loop_share(MATH), usage.loop_share(TENSOR)
             held = (usage.registers, usage.shared)
             filled = occupancy(arch, usage.threads, *held) if usage.threads else None
@@ -75,7 +76,7 @@ def kernel_rows(usages: dict[str, dict[int, Usage]]) -> list[dict]:
                     "arch": f"sm_{arch}",
                     "registers": usage.registers,
                     "spill_bytes": usage.spill_bytes,
-                    "static_shared": usage.shared,
+                    "shared": usage.shared,
                     "block": usage.threads or "",
                     "occupancy": _round(filled),
                     "loop_instructions": usage.loop.total() or "",
@@ -197,7 +198,7 @@ def main() -> int:
     if not _cuda_library.status().startswith("loaded"):
         raise SystemExit(f"gpu_static: the CUDA library is {_cuda_library.status()}")
     usages = usage_of_library(_cuda_library.PATH)
-    kernels = kernel_rows(usages)
+    kernels = kernel_rows(usages | triton_static.usages(options.only))
     show(kernels, {key: key for key in kernels[0]})
     launches = launch_rows(options.only, usages)
     show(launches, COLUMNS)

@@ -39,11 +39,11 @@ CASES = (
 MEMORY_FORMAT = {NCHW: torch.contiguous_format, NHWC: torch.channels_last}
 
 
-def calls_of(problem: Conv | Pool, layout: str, dtype: torch.dtype):
-    """Yield (pass, op name, arguments) on the emulated device."""
+def calls_of(problem: Conv | Pool, layout: str, dtype: torch.dtype, device: str = "cuda"):
+    """Yield (pass, op name, arguments), by default on the emulated device."""
 
     def tensor(*size):
-        made = torch.randn(size).to("cuda", dtype)
+        made = torch.randn(size).to(device, dtype)
         return made.to(memory_format=MEMORY_FORMAT[layout]) if len(size) == 4 else made
 
     p = problem

@@ -11,8 +11,8 @@ import pytest
 # Last, or it would hide the library that sanitize.sh puts in front.
 sys.path.append(str(Path(__file__).parent.parent))
 
-from bench.gpu_static import short_names, summary
-from bench.sass import MATH, Usage, main_loops, occupancy
+from bench.gpu_static import kernel_rows, short_names, summary
+from bench.sass import MATH, TENSOR, Usage, main_loops, occupancy
 
 SASS = """
 		Function : outer
@@ -64,6 +64,21 @@ def test_names_are_short():
         "triton_kernel": "triton_kernel",
     }
     assert short_names(list(names)) == names
+
+
+def test_triton_kernels_have_rows():
+    pytest.importorskip("triton")
+    from bench import triton_static
+
+    usages = triton_static.usages("3x3s2 64")
+    assert all(
+        name.startswith("triton ") and set(usage) == {80, 90} for name, usage in usages.items()
+    )
+    gather = next(u for name, u in usages.items() if "conv2d_gather" in name)
+    assert all(gather[arch].loop_share(TENSOR) > 0 for arch in gather)
+    rows = kernel_rows(usages)
+    assert len(rows) == 2 * len(usages) and {row["kernel"] for row in rows} == set(usages)
+    assert all(row["registers"] > 0 and row["spill_bytes"] == 0 for row in rows)
 
 
 def test_a_row_sums_up_its_launches():
