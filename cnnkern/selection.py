@@ -2,7 +2,7 @@
 
 CUDA C++ issues mma.sync, which every tensor core since sm_80 has. sm_90 and sm_100 reach their peak
 with wgmma and tcgen05 alone, which read their operands from shared memory; those Triton emits. So
-large products of 16-bit types, in the layout that both load in vectors, go to Triton there. sm_120
+large products of 16-bit types, in the layout that is loaded in vectors, go to Triton there. sm_120
 has mma.sync only. The rule follows from the instructions; no GPU has been timed for it.
 
 The forward op decides, and its gradients stay with it. Pools are bound by memory, and CUDA C++.
@@ -13,7 +13,6 @@ float32 is multiplied exactly, unless PyTorch's settings ask for tf32 by name (`
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Sequence
 
 import torch
@@ -67,7 +66,7 @@ def conv2d_ops(
     pixels = N * H * W * steps if transposed else N * H * W // steps
     channels = weight.size(1) * groups if transposed else weight.size(0)
     reason = why_not_triton(
-        dtype, is_nhwc(input) and weight.stride(1) == 1, groups, pixels, channels, C,
+        dtype, is_nhwc(input), groups, pixels, channels, C,
         compute_capability(input.device),
     )  # fmt: skip
     return DEFAULT if reason else TRITON
@@ -84,7 +83,7 @@ def why_not_triton(
     if dtype not in (torch.float16, torch.bfloat16):
         return f"is taken for float16 and bfloat16, not for {str(dtype).removeprefix('torch.')}"
     if not channels_last:
-        return "is taken for channels_last input and weight"
+        return "is taken for channels_last input"
     narrowest = min(written, summed) // groups
     if narrowest < CHANNELS or written // groups % 8 or summed // groups % 8:
         return (
@@ -123,10 +122,8 @@ def cuda_conv2d(
           (("stride", [1, 1]), ("padding", [0] * 4), ("dilation", [1, 1]))),
         groups, geometry.get("padding_mode", "zeros"),
     )  # fmt: skip
-    # In a 1x1 weight channels are adjacent either way.
-    vectors = channels_last and (weight_channels_last or math.prod(weight[2:]) == 1)
     reasons["triton"] = why_not_triton(
-        getattr(torch, dtype), vectors, groups, N * P * Q, K, input[1], arch
+        getattr(torch, dtype), channels_last, groups, N * P * Q, K, input[1], arch
     )
     return chosen if reasons["triton"] else "triton", reasons
 

@@ -381,6 +381,7 @@ class Adaptive:
 
 ADAPTIVES = (
     Adaptive("global", (2, 19, 7, 7), (1, 1)),
+    Adaptive("global_large", (1, 5, 13, 11), (1, 1)),  # more than twice 64 elements
     Adaptive("even", (2, 3, 8, 12), (4, 3)),
     Adaptive("uneven", (2, 5, 7, 11), (3, 4)),
     Adaptive("same", (1, 3, 5, 4), (5, 4)),

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 pytest.importorskip("triton")
 from cnnkern import cli, reference
-from cnnkern.triton_kernels import plan, tuning
+from cnnkern.triton_kernels import conv2d, conv2d_weight_grad, plan, tuning
 from cnnkern.triton_kernels.config import RANGES, Tile
 
 TABLE = Tile(64, 64, 32, 4, 3)
@@ -344,3 +344,24 @@ def test_the_machine_has_a_name():
     name = tuning.machine(torch.device("cuda", 0))
     assert name.startswith(torch.cuda.get_device_name(0))
     assert f"torch {torch.__version__}" in name and "triton 3" in name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_large_tiles_are_right(dtype, monkeypatch):
+    """Those of problems too large for the emulator, on one that is not; its weight is packed."""
+    monkeypatch.setattr(conv2d, "PIXELS_TO_PACK", 1)
+    monkeypatch.setattr(conv2d, "conv2d_tile", lambda *a: Tile(128, 128, 64, 8, 3))
+    monkeypatch.setattr(
+        conv2d_weight_grad, "conv2d_weight_tile", lambda *a: Tile(128, 128, 32, 8, 3)
+    )
+    x, w = values((2, 64, 6, 6), 0, 1 / 16), values((72, 64, 3, 3), 1, 1 / 16)
+    g = values((2, 72, 6, 6), 2, 1 / 16)
+    conv = ((1, 1), (1, 1, 1, 1))
+    wanted, (dx, dw) = reference.vjp(lambda x, w: reference.conv2d(x, w, None, *conv), (x, w), g)
+    x, g = (t.to("cuda", dtype, memory_format=torch.channels_last) for t in (x, g))
+    w = w.to("cuda", dtype)
+    assert_close(conv2d.conv2d(x, w, None, *conv), wanted, dtype, 64 * 9)
+    assert_close(conv2d.conv2d_input_grad(g, w, list(x.shape), *conv), dx, dtype, 72 * 9)
+    actual = conv2d_weight_grad.conv2d_weight_grad(g, x, list(w.shape), *conv)
+    assert_close(actual, dw, dtype, 72)

@@ -75,12 +75,14 @@ _TILES = {
 
 
 def conv2d_tile(
-    dtype: torch.dtype, precision: str, channels: int, pixels: int, sm: int, scattered: bool
-) -> Tile:
+    dtype: torch.dtype, precision: str, channels: int, pixels: int, summed: int, sm: int,
+    scattered: bool, big: bool = False,
+) -> Tile:  # fmt: skip
     """Choose the tile for results of so many channels and pixels on architecture `sm`.
 
-    `scattered` says that memory is not known to run along a tile's rows: an address per element
-    takes registers, so that more threads share the tile.
+    `summed` are the channels that a step runs over. `scattered` says that memory is not known to
+    run along a tile's rows: an address per element takes registers, so that more threads share the
+    tile; `big`, that addresses take two registers each.
     """
     kind = "wide"
     if sm >= 80 and dtype.itemsize == 2:
@@ -93,10 +95,12 @@ def conv2d_tile(
     if kind == "narrow" and width is None:
         if (channels + 127) // 128 * ((pixels + 127) // 128) < 64:
             tile = table[64]  # too few tiles for the SMs
-        elif sm in (90, 100, 103) and not scattered:
-            return Tile(128, 128, 64, 8, 4)  # 32 KiB a stage, of 227
+        elif not scattered and (summed % 64 == 0 or summed >= 256):
+            # Half as many steps, of which each computes addresses: 32 KiB a stage, of 99 or 227.
+            return Tile(128, 128, 64, 8, 4 if sm in (90, 100, 103) else 3)
     if scattered and kind != "wide" and tile.channels >= 64:
-        return Tile(tile.channels, tile.pixels, min(tile.step, 64 // dtype.itemsize), 8, 3)
+        step = min(tile.step, 64 // dtype.itemsize)
+        return Tile(tile.channels, tile.pixels, step // 2 if big else step, 8, 3)
     return tile
 
 
@@ -121,8 +125,10 @@ def conv2d_weight_tile(
     dtype: torch.dtype, precision: str, channels: int, columns: int, sm: int, scattered: bool
 ) -> Tile:
     """Choose the tile of the weight's gradient; `pixels` are its columns, `step` counts pixels."""
-    tile = conv2d_tile(dtype, precision, channels, 1 << 30, sm, scattered)
+    tile = conv2d_tile(dtype, precision, channels, 1 << 30, 1 << 30, sm, scattered)
     width = 64 if columns > 32 and dtype.itemsize <= 4 else 32
+    if sm >= 80 and dtype.itemsize == 2 and not scattered and min(tile.channels, columns) >= 128:
+        width = 128
     # Each operand has an address per element of its own here.
     warps = 8 if tile.channels * width >= 4096 else 4
     step = 32 if sm >= 80 else 16

@@ -33,6 +33,10 @@ from cnnkern.triton_kernels.launch import (
 )
 from cnnkern.triton_kernels.tuning import choose
 
+# From so many results a channel on, each weight is read by enough tiles to be worth a copy in which
+# 16 bytes are read at once and asynchronously.
+PIXELS_TO_PACK = 1024
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -71,12 +75,11 @@ def _gather(x, weight, bias, y, forward, stride, padding, dilation, groups, mode
         rows = _backward_axis(top, stride[0], dilation[0], y.size(2))
         cols = _backward_axis(left, stride[1], dilation[1], y.size(3))
     x_channels, y_channels = x.size(1) // groups, y.size(1) // groups
-    w_k, w_c, w_r, w_s = weight.stride()
-    w_y, w_x = (w_k, w_c) if forward else (w_c, w_k)
-    w_strides = [weight.size(0) // groups * w_k, w_y, w_x, w_r, w_s]
+    w_strides = _weight_strides(weight, groups, forward)
     depthwise = is_depthwise(groups, x_channels, y_channels)
     bundle = 1 if depthwise else max(1, min(groups, 16 // max(x_channels, y_channels)))
-    flat = not depthwise and bundle == 1 and x_channels < 16
+    # Divisions in the kernel hold for 16 * taps^2 < 2^32.
+    flat = not depthwise and bundle == 1 and x_channels < 16 and taps[0] * taps[1] < 2**14
     vec, major, w_major = 1, "any", "any"
     if not flat and bundle == 1:
         one_to_one = taps[0] * taps[1] == max(*stride) == 1 and x.shape[2:] == y.shape[2:]
@@ -107,10 +110,15 @@ def _gather(x, weight, bias, y, forward, stride, padding, dilation, groups, mode
         kernel, channels, parts = conv2d_gather_kernel, bundle * y_channels, -(-groups // bundle)
         if major == "channels":
             w_major, w_strides = _weight_vectors(w_strides, vec)
+            if w_major == "any" and phase_pixels >= PIXELS_TO_PACK:
+                weight = _packed(weight)
+                w_major, w_strides = _weight_vectors(_weight_strides(weight, groups, forward), vec)
+        table = conv2d_tile(
+            x.dtype, ieee, channels, phase_pixels, x_channels, arch(x), major == "any", flags["BIG"]
+        )
         tile = choose(
-            "conv2d_gather",
-            conv2d_tile(x.dtype, ieee, channels, phase_pixels, arch(x), major == "any"),
-            x, (ieee, major, w_major, "flat" if flat else "bundled" if bundle > 1 else "plain"),
+            "conv2d_gather", table, x,
+            (ieee, major, w_major, "flat" if flat else "bundled" if bundle > 1 else "plain"),
             (channels, phase_pixels, x_channels * taps[0] * taps[1]),
         )  # fmt: skip
         if major == "channels":
@@ -132,6 +140,19 @@ def _gather(x, weight, bias, y, forward, stride, padding, dilation, groups, mode
         CHANNELS=tile.channels, PIXELS=tile.pixels, num_warps=tile.warps, num_stages=tile.stages,
         **flags,
     )  # fmt: skip
+
+
+def _packed(weight: Tensor) -> Tensor:
+    """Copy a weight to channels_last: what has no padding to fold is only copied."""
+    packed = _new(weight, weight.shape, True)
+    fold(weight, packed, (0, 0, 0, 0), "replicate")
+    return packed
+
+
+def _weight_strides(weight: Tensor, groups: int, forward: bool) -> list[int]:
+    """Return the strides of group, channels of y, channels of x, and taps."""
+    k, c, r, s = weight.stride()
+    return [weight.size(0) // groups * k, *((k, c) if forward else (c, k)), r, s]
 
 
 def _weight_vectors(strides: list[int], vec: int) -> tuple[str, list[int]]:

@@ -42,6 +42,18 @@ def phase_taps(a, pad, stride, dilation, gcd, inverse, step, taps):
 
 
 @triton.jit
+def reciprocal(d):
+    """Return 2^32 / d rounded up, computed once for all the divisions of a loop."""
+    return 0xFFFFFFFF // tl.maximum(d, 1).to(tl.uint32) + 1
+
+
+@triton.jit
+def divide_by_reciprocal(i, d, reciprocal):
+    """Return i // d, if i * d < 2^32: the quotient is too large by less than i * d / 2^32 / d."""
+    return tl.where(d == 1, i, tl.umulhi(i.to(tl.uint32), reciprocal).to(tl.int32))
+
+
+@triton.jit
 def sum_of_taps(
     x_ptr, w_ptr, only, y_group, acc, h0, w0, in_m, in_y, x_row, w_row, x_height, x_width,
     x_channels, x_limit, x_c, x_h, x_w, w_x, w_r, w_s, count_h, count_w, first_r, first_s,
@@ -49,12 +61,11 @@ def sum_of_taps(
     PRECISION: tl.constexpr, PAD: tl.constexpr, BUNDLED: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Add to acc the products of all taps, STEP channels at a time; of one group, if only >= 0."""
-    # One loop over taps and channels, which the compiler can pipeline as a whole.
-    steps = (x_limit + STEP - 1) // STEP
-    for k in range(count_h * count_w * steps):
-        tap = k // steps
-        r, s = tap // count_w, tap % count_w
-        c = (k % steps) * STEP + tl.arange(0, STEP)
+    # One loop over taps and channels, which the compiler can pipeline as a whole; it counts, since
+    # to divide its index would take more instructions than the product does.
+    r, s, first_c = 0, 0, 0
+    for _ in range(count_h * count_w * ((x_limit + STEP - 1) // STEP)):
+        c = first_c + tl.arange(0, STEP)
         in_c = c < x_limit
         if BUNDLED:
             c_group = c // x_channels
@@ -79,6 +90,11 @@ def sum_of_taps(
         offset = w_row[:, None] + (tap_offset + c.to(INDEX) * w_x)[None, :]
         weight = tl.load(w_ptr + offset, mask=in_w, other=0.0)
         acc = tl.dot(weight, x, acc, input_precision=PRECISION, out_dtype=ACC)
+        first_c += STEP
+        s = tl.where(first_c < x_limit, s, s + 1)
+        first_c = tl.where(first_c < x_limit, first_c, 0)
+        r = tl.where(s < count_w, r, r + 1)
+        s = tl.where(s < count_w, s, 0)
     return acc
 
 
@@ -161,10 +177,13 @@ def conv2d_gather_kernel(
     if FLAT:
         # Few channels: channels and taps are one index, so that no step is padded for each tap.
         taps = count_h * count_w
+        taps_reciprocal, count_w_reciprocal = reciprocal(taps), reciprocal(count_w)
         for k0 in range(0, taps * x_limit, STEP):
             k = k0 + tl.arange(0, STEP)
-            c, tap = k // taps, k % taps
-            r, s = tap // count_w, tap % count_w
+            c = divide_by_reciprocal(k, taps, taps_reciprocal)
+            tap = k - c * taps
+            r = divide_by_reciprocal(tap, count_w, count_w_reciprocal)
+            s = tap - r * count_w
             in_k = k < taps * x_limit
             h, w = h0[None, :] + (r * move_h)[:, None], w0[None, :] + (s * move_w)[:, None]
             if PAD:

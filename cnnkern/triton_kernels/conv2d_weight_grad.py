@@ -20,6 +20,7 @@ from torch import Tensor
 from cnnkern.ops import _check_floats, _check_grad_size, _new, conv2d_output_size
 from cnnkern.triton_kernels.config import conv2d_weight_tile, pixel_chunk, pixel_sum_tile
 from cnnkern.triton_kernels.conv2d_gather import padded_index
+from cnnkern.triton_kernels.index import divide, magic
 from cnnkern.triton_kernels.launch import (
     MODES,
     accumulator,
@@ -36,11 +37,20 @@ from cnnkern.triton_kernels.tuning import choose
 REDUCE_BLOCK = 256
 
 
+@triton.jit
+def unravel_pixel(m, height, width, area_magic, width_magic, BIG: tl.constexpr):
+    """Split the index of a pixel into image, row and column."""
+    image = divide(m, height * width, area_magic, BIG)
+    rest = m - image * (height * width)
+    row = divide(rest, width, width_magic, BIG)
+    return image, row, rest - row * width
+
+
 @jit
 def conv2d_weight_grad_kernel(
-    g_ptr, x_ptr, part_ptr, batch, g_height, g_width, x_height, x_width, g_channels, x_channels,
-    groups, g_n, g_c, g_h, g_w, x_n, x_c, x_h, x_w, taps_h, taps_w, mode, pad_h, pad_w,
-    dil_h, dil_w, walk_h, walk_w, bundle_size, steps, channel_blocks, column_blocks,
+    g_ptr, x_ptr, part_ptr, batch, g_height, g_width, area_magic, width_magic, x_height, x_width,
+    g_channels, x_channels, groups, g_n, g_c, g_h, g_w, x_n, x_c, x_h, x_w, taps_h, taps_w, mode,
+    pad_h, pad_w, dil_h, dil_w, walk_h, walk_w, bundle_size, steps, channel_blocks, column_blocks,
     ACC: tl.constexpr, PRECISION: tl.constexpr, BIG: tl.constexpr, PAD: tl.constexpr,
     MAJOR: tl.constexpr, VEC: tl.constexpr, FLAT: tl.constexpr, BUNDLED: tl.constexpr,
     CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
@@ -90,10 +100,13 @@ def conv2d_weight_grad_kernel(
     acc = tl.zeros((CHANNELS, COLUMNS), ACC)
     for step in range(steps):
         m = (split.to(INDEX) * steps + step) * STEP + tl.arange(0, STEP)
-        image, row, col = m // (g_height * g_width), m // g_width % g_height, m % g_width
         in_m = m < tl.cast(batch, INDEX) * g_height * g_width
+        if MAJOR == "pixels":  # by plain divisions, which leave the alignment known
+            image, col = m // g_width, m % g_width
+            row = col * 0
+        else:
+            image, row, col = unravel_pixel(m, g_height, g_width, area_magic, width_magic, BIG)
         if MAJOR == "pixels":
-            row, h, w = row * 0, row * 0, col
             inside, x_pixel = in_m, image.to(INDEX) * x_n + col
         elif FLAT:
             h = (row * walk_h)[None, :] + move_h[:, None]
@@ -131,9 +144,9 @@ def conv2d_weight_grad_kernel(
 
 @jit
 def conv2d_pixel_sum_kernel(
-    g_ptr, x_ptr, part_ptr, batch, g_height, g_width, x_height, x_width, channels, multiplier,
-    g_n, g_c, g_h, g_w, x_n, x_c, x_h, x_w, taps_h, taps_w, mode, pad_h, pad_w,
-    dil_h, dil_w, walk_h, walk_w, steps, channel_blocks,
+    g_ptr, x_ptr, part_ptr, batch, g_height, g_width, area_magic, width_magic, x_height, x_width,
+    channels, multiplier, g_n, g_c, g_h, g_w, x_n, x_c, x_h, x_w, taps_h, taps_w, mode,
+    pad_h, pad_w, dil_h, dil_w, walk_h, walk_w, steps, channel_blocks,
     ACC: tl.constexpr, BIG: tl.constexpr, PAD: tl.constexpr, HAS_X: tl.constexpr,
     MAJOR: tl.constexpr, CHANNELS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
@@ -153,7 +166,7 @@ def conv2d_pixel_sum_kernel(
     acc = tl.zeros((CHANNELS, STEP), ACC)
     for step in range(steps):
         m = (split.to(INDEX) * steps + step) * STEP + tl.arange(0, STEP)
-        image, row, col = m // (g_height * g_width), m // g_width % g_height, m % g_width
+        image, row, col = unravel_pixel(m, g_height, g_width, area_magic, width_magic, BIG)
         inside = m < tl.cast(batch, INDEX) * g_height * g_width
         h, w = row * walk_h + move_h, col * walk_w + move_w
         if PAD:
@@ -255,7 +268,8 @@ def conv2d_weight_grad(
         g_sizes = x_sizes = (1, g_sizes[0] * g_sizes[1] // vec)
     launch(
         conv2d_weight_grad_kernel, programs * slices, y,
-        g, x, part, size[0], *g_sizes, *x_sizes, k, C, groups, *g_strides, *x_strides, R, S,
+        g, x, part, size[0], *g_sizes, magic(g_sizes[0] * g_sizes[1]), magic(g_sizes[1]),
+        *x_sizes, k, C, groups, *g_strides, *x_strides, R, S,
         MODES[padding_mode], padding[2], padding[0], *dilation, *stride, bundle, steps,
         channel_blocks, column_blocks,
         ACC=accumulator(g.dtype), PRECISION=ieee, BIG=_big(g, x, y, padding),
@@ -289,10 +303,11 @@ def _pixel_sum(grad, input, y, taps, stride, padding, dilation, mode, multiplier
     channel_blocks = triton.cdiv(grad.size(1), tile.channels)
     programs = channel_blocks * taps[0] * taps[1]
     steps, slices = pixel_chunk(pixels, programs, tile.step)
-    part = _workspace(y, slices)
+    part, (P, Q) = _workspace(y, slices), grad.shape[2:]
     launch(
         conv2d_pixel_sum_kernel, programs * slices, y,
-        grad, x, part, grad.size(0), *grad.shape[2:], *x.shape[2:], grad.size(1), multiplier,
+        grad, x, part, grad.size(0), P, Q, magic(P * Q), magic(Q), *x.shape[2:], grad.size(1),
+        multiplier,
         *grad.stride(), *x.stride(), *taps, MODES[mode], padding[2], padding[0], *dilation,
         *stride, steps, channel_blocks,
         ACC=accumulator(grad.dtype), BIG=_big(grad, x, y, padding), PAD=mode != "zeros",

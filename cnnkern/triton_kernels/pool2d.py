@@ -1,11 +1,12 @@
-"""Max and average pools, plain and adaptive: one kernel, a thread per output.
+"""Max and average pools, plain and adaptive: one kernel, a thread per output, and one for means.
 
     y[n, c, p, q] = max or mean of x[n, c, h, w] over the window that starts at (p, q)'s corner
 
 Threads follow the output's memory, so stores are whole lines, and neighbours read neighbouring
 windows. channels_last tensors are read 16 bytes of channels at a time. A window's corner and end
 are all that differs between plain, padded, dilated, ceil_mode and adaptive pools. What backward
-needs of a max pool is one byte an output: the offset of the maximum inside its window.
+needs of a max pool is one byte an output: the offset of the maximum inside its window. In NCHW the
+mean of a whole plane is too long for one thread, so neighbours share a plane.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from cnnkern.ops import (
 )
 from cnnkern.triton_kernels.activation import activate
 from cnnkern.triton_kernels.index import Walk, flat_index, unravel
-from cnnkern.triton_kernels.launch import jit, launch
+from cnnkern.triton_kernels.launch import accumulator, jit, launch, needs_int64
 
+# Planes of a program that averages whole ones, elements of each at a time, and the smallest plane.
+PLANES, BLOCK, SMALLEST = 8, 64, 32
 # Windows with kernels of their own, which know as constants: size, stride, padding, dilation.
 KNOWN_WINDOWS = (
     (2, 2, 2, 2, 0, 0, 1, 1),
@@ -63,9 +66,9 @@ def window_divisor(start, stop, size, pad, include_pad):
 def divided(total, count):
     """Return total / count in the type of `total`, correctly rounded."""
     if total.dtype == tl.float64:
-        quotient = total / count.to(tl.float64)
+        quotient = total / tl.cast(count, tl.float64)
     else:
-        quotient = tl.div_rn(total, count.to(tl.float32))
+        quotient = tl.div_rn(total, tl.cast(count, tl.float32))
     return quotient
 
 
@@ -134,6 +137,34 @@ def pool2d_kernel(
         tl.store(saved_ptr + y, at.to(tl.int64), mask=mask)
 
 
+@jit
+def plane_mean_kernel(
+    x_ptr, y_ptr, planes, C, size, x_n, x_c,
+    ACC: tl.constexpr, BIG: tl.constexpr, PLANES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Average whole planes: neighbours read along one, and add up at the end."""
+    INDEX: tl.constexpr = tl.int64 if BIG else tl.int32
+    plane = tl.program_id(0).to(INDEX) * PLANES + tl.arange(0, PLANES)
+    base = plane // C * x_n + plane % C * x_c
+    total = tl.zeros((PLANES, BLOCK), ACC)
+    for start in range(0, size, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        mask = (plane < planes)[:, None] & (i < size)[None, :]
+        total += tl.load(x_ptr + base[:, None] + i[None, :], mask=mask, other=0.0).to(ACC)
+    mean = divided(tl.sum(total, 1), size)
+    tl.store(y_ptr + plane, mean.to(y_ptr.dtype.element_ty), mask=plane < planes)
+
+
+def run_plane_mean(x: Tensor, y: Tensor) -> None:
+    """Average the planes of `x`, each of which is dense, into `y` [N, C, 1, 1]."""
+    planes, size = y.numel(), x.size(2) * x.size(3)
+    launch(
+        plane_mean_kernel, triton.cdiv(planes, PLANES), x, x, y, planes, x.size(1), size,
+        x.stride(0), x.stride(1), ACC=accumulator(x.dtype),
+        BIG=needs_int64(x, y) or size >= 2**30, PLANES=PLANES, BLOCK=BLOCK, num_warps=4,
+    )  # fmt: skip
+
+
 def run_pool2d(
     x: Tensor, y: Tensor, nhwc: bool, window: tuple, kind: str, *, saved: Tensor | None = None,
     include_pad: bool = True, divisor: int = 0, activation: str = "none", adaptive: bool = False,
@@ -197,7 +228,11 @@ def adaptive_avg_pool2d(input, output_size):
     _check_adaptive(op, input.shape, output_size)
     nhwc = is_nhwc(input)
     y = _new(input, (*input.shape[:2], *output_size), nhwc)
-    window = adaptive_window(input.shape[2:], output_size)
+    H, W = input.shape[2:]
+    if tuple(output_size) == (1, 1) and H * W >= SMALLEST and input.stride()[2:] == (W, 1):
+        run_plane_mean(input, y)
+        return y
+    window = adaptive_window((H, W), output_size)
     run_pool2d(input, y, nhwc, window, "avg", include_pad=False, adaptive=True)
     return y
 
