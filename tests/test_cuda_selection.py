@@ -87,6 +87,23 @@ def test_float32_is_on_tensor_cores_only_when_asked_for(pass_):
     assert select(pass_, algo="auto_tf32", groups=64, weight=[64, 1, 3, 3])[0] == "depthwise"
 
 
+@pytest.mark.parametrize(
+    ("channels", "dtype", "arch", "expected"),
+    (
+        (4, "float16", 80, "grouped"),
+        (8, "float16", 80, "grouped"),
+        (16, "float16", 80, "mma"),
+        (16, "float16", 75, "grouped"),
+        (16, "float32", 80, "grouped"),
+        (32, "float32", 80, "igemm"),
+    ),
+)
+def test_groups_of_few_channels(channels, dtype, arch, expected):
+    problem = {"input": [8, 128, 28, 28], "weight": [128, channels, 3, 3]}
+    chosen, _ = select(dtype=dtype, arch=arch, groups=128 // channels, **problem)
+    assert chosen == expected
+
+
 BACKENDS = {"all": torch.backends, "cudnn": torch.backends.cudnn, "conv": torch.backends.cudnn.conv}
 
 

@@ -76,17 +76,18 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Ints& i
     run_conv2d(on, grad, call, algo);
     return out;
   }
-  // Other modes: the gradient of the padded input, in the accumulator type, then folded.
+  // Other modes: the gradient of the padded input, in the accumulator type, then folded. Where that
+  // is wider than the tensors' own, only 'direct' writes it.
   call.p.H += p.pad_top + p.pad_bottom;
   call.p.W += p.pad_left + p.pad_right;
   call.p.pad_left = call.p.pad_right = call.p.pad_top = call.p.pad_bottom = 0;
   call.p.mode = PaddingMode::kZeros;
-  call.output_is_acc = true;
+  call.output_is_acc = call.dtype == DType::kFloat16 || call.dtype == DType::kBFloat16;
   const Tensor padded =
       new_output(grad, {p.N, p.C, call.p.H, call.p.W}, call.nhwc,
                  call.dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float);
   call.output = padded.data_ptr();
-  run_conv2d(on, grad, call, "direct");
+  run_conv2d(on, grad, call, call.output_is_acc ? "direct" : algo);
   on.check(
       launch_fold_padding(p, call.dtype, call.nhwc, padded.data_ptr(), out.data_ptr(), on.stream));
   return out;
