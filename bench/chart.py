@@ -11,11 +11,11 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from bench import gpu_claims
 from bench.results import RESULTS, read
 from bench.timing import geometric_mean
 
 README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 PASSES = {
     "fwd": "forward",
     "dgrad": "input gradient",
@@ -158,17 +158,18 @@ def chart(rows: Rows, path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def fill(text: str, content: str) -> str:
-    """Put the content between the markers.
+def fill(text: str, content: str, name: str = "results") -> str:
+    """Put the content between the markers of this name.
 
     Raises:
         ValueError: the text has no markers.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"the README has no '{BEGIN}' and '{END}'")
-    return f"{before}{BEGIN}\n{content}\n{END}{after}"
+        raise ValueError(f"the README has no '{first}' and '{last}'")
+    return f"{before}{first}\n{content}\n{last}{after}"
 
 
 def main() -> int:
@@ -182,6 +183,7 @@ def main() -> int:
         return 1
     text = README.read_text()
     new = fill(text, tables(rows))
+    new = fill(new, gpu_claims.table(_markdown), "gpu counts")
     if args.check:
         return int(new != text)
     README.write_text(new)

@@ -82,6 +82,7 @@ def kernel_rows(usages: dict[str, dict[int, Usage]]) -> list[dict]:
                     "loop_instructions": usage.loop.total() or "",
                     "loop_math_share": _round(share),
                     "loop_tensor_share": _round(tensor),
+                    "async_copy_bytes": " ".join(map(str, usage.async_bytes)),
                 }
             )
     return sorted(rows, key=lambda row: (row["kernel"], row["arch"]))

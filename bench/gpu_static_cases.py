@@ -8,6 +8,7 @@ ratios are those of large problems but for the borders.
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from cnnkern.ops import CUDA_OPS
 
 NCHW, NHWC = "nchw", "nhwc"
 F32, F16 = torch.float32, torch.float16
-# (problem, layouts, dtypes); each runs every overload that has kernels
+# (problem, layouts, dtypes); each runs what "auto" picks and Triton
 CASES = (
     (square("lenet conv1 5x5 1->6 @28", 2, 1, 28, 6, 5), (NCHW,), (F32,)),
     (square("lenet conv2 5x5 6->16 @14", 2, 6, 14, 16, 5, padding=0), (NCHW,), (F32,)),
@@ -36,6 +37,8 @@ CASES = (
     (Pool("avg 3x3s1p1 32 @28", "avg", 2, 32, 28, 28, 3, 1, 1), (NCHW, NHWC), (F32,)),
     (Pool("global avg 128 @7", "adaptive_avg", 2, 128, 7, 7, 1), (NCHW, NHWC), (F32,)),
 )  # fmt: skip
+# Algorithms to force beside, in float32: those that the cases' "auto" never picks.
+FORCED = {"3x3 64 @14": ("igemm",)}
 MEMORY_FORMAT = {NCHW: torch.contiguous_format, NHWC: torch.channels_last}
 
 
@@ -74,6 +77,17 @@ def calls_of(problem: Conv | Pool, layout: str, dtype: torch.dtype, device: str 
     yield "backward", "max_pool2d_grad", [g, offsets, size, *window]
 
 
+def implementations(op: str, forced: tuple[str, ...]):
+    """Yield (algo, function) for everything that has kernels of an op."""
+    ops, has = getattr(torch.ops.cnnkern, op), torch._C._dispatch_has_kernel_for_dispatch_key
+    if op in CUDA_OPS:
+        yield "auto", ops.default
+        for algo in forced:
+            yield algo, functools.partial(ops.default, algo=algo)
+    if has(f"cnnkern::{op}.triton", "CUDA"):
+        yield "triton", ops.triton
+
+
 def bytes_of(*values) -> int:
     """Count the bytes of every tensor once."""
     flat = [v for value in values for v in (value if isinstance(value, tuple) else (value,))]
@@ -81,7 +95,6 @@ def bytes_of(*values) -> int:
 
 
 def run(counts: Path, calls: Path, only: str) -> None:
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
     with calls.open("w") as file:
         for problem, layouts, dtypes in CASES:
             if not problem.name.startswith(only):
@@ -89,17 +102,14 @@ def run(counts: Path, calls: Path, only: str) -> None:
             for layout in layouts:
                 for dtype in dtypes:
                     for what, op, arguments in calls_of(problem, layout, dtype):
-                        for overload in ("default", "triton"):
-                            dispatched = op if overload == "default" else f"{op}.triton"
-                            missing = overload == "default" and op not in CUDA_OPS
-                            if missing or not has(f"cnnkern::{dispatched}", "CUDA"):
-                                continue
+                        forced = FORCED.get(problem.name, ()) if dtype == F32 else ()
+                        for algo, call in implementations(op, forced):
                             first = _lines(counts)
-                            result = getattr(getattr(torch.ops.cnnkern, op), overload)(*arguments)
+                            result = call(*arguments)
                             row = {
                                 "name": problem.name, "pass": what, "layout": layout,
                                 "dtype": str(dtype).removeprefix("torch."),
-                                "algo": "auto" if overload == "default" else overload,
+                                "algo": algo,
                                 "bytes": bytes_of(*arguments, result),
                                 "launches": [first, _lines(counts)],
                             }  # fmt: skip

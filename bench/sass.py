@@ -37,6 +37,7 @@ class Usage:
     shared: int  # static, in bytes
     threads: int | None  # of a block, as the kernel's launch bounds promise
     loop: Counter  # instructions of the main loop by opcode
+    async_bytes: tuple[int, ...] = ()  # of cp.async, the sizes that occur
 
     def loop_share(self, opcodes) -> float | None:
         total = self.loop.total()
@@ -63,14 +64,17 @@ def tool(name: str, *arguments, cwd=None) -> str:
     return done.stdout + done.stderr
 
 
-def usage_of_library(library: Path) -> dict[str, dict[int, Usage]]:
-    """Compile every kernel's sm_80 PTX for each of ARCHS: {mangled name: {arch: usage}}."""
+def usage_of_library(library: Path, kernel: str = "") -> dict[str, dict[int, Usage]]:
+    """Compile every kernel's sm_80 PTX for each of ARCHS: {mangled name: {arch: usage}}.
+
+    With part of a kernel's name, only the translation units that have such a kernel.
+    """
     found: dict[str, dict[int, Usage]] = {}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         tool("cuobjdump", "-xptx", "all", library.resolve(), cwd=folder)
-        sources = [
-            p for p in sorted(Path(folder).glob("*.ptx")) if ".target sm_80" in p.read_text()
-        ]
+        texts = {path: path.read_text() for path in sorted(Path(folder).glob("*.ptx"))}
+        entry = re.compile(rf"\.entry \w*{kernel}")
+        sources = [p for p, text in texts.items() if ".target sm_80" in text and entry.search(text)]
         jobs = [(source, arch) for source in sources for arch in ARCHS]
         for kernels in pool.map(lambda job: _usage(*job), jobs):
             for name, usage in kernels.items():
@@ -81,7 +85,8 @@ def usage_of_library(library: Path) -> dict[str, dict[int, Usage]]:
 def _usage(source: Path, arch: int) -> dict[str, Usage]:
     cubin, ptx = source.with_suffix(f".{arch}.cubin"), source.read_text()
     report = tool("ptxas", "-v", "-O3", f"-arch=sm_{arch}", source, "-o", cubin)
-    loops = main_loops(tool("cuobjdump", "-sass", cubin))
+    sass = tool("cuobjdump", "-sass", cubin)
+    loops, copies = main_loops(sass), async_copies(sass)
     kernels = {}
     for section in re.split(r"(?=Compiling entry function)", report)[1:]:
         name = re.match(r"Compiling entry function '([^']+)'", section)[1]
@@ -96,6 +101,7 @@ def _usage(source: Path, arch: int) -> dict[str, Usage]:
             int(shared[1]) if shared else 0,
             int(bounds[1]) * int(bounds[2] or 1) if bounds else None,
             loops.get(name, Counter()),
+            copies.get(name, ()),
         )
     return kernels
 
@@ -111,6 +117,16 @@ def main_loops(sass: str) -> dict[str, Counter]:
         ]
         loops[name] = _main_loop(code)
     return loops
+
+
+def async_copies(sass: str) -> dict[str, tuple[int, ...]]:
+    """Find how many bytes each function's asynchronous copies move a thread."""
+    copies = {}
+    for section in sass.split("Function : ")[1:]:
+        found = re.findall(r"\bLDGSTS(\S*)", section)
+        bits = {next((p for p in name.split(".") if p in ("64", "128")), "32") for name in found}
+        copies[section.split(maxsplit=1)[0]] = tuple(sorted(int(b) // 8 for b in bits))
+    return copies
 
 
 def _main_loop(code: list[tuple[int, str]]) -> Counter:

@@ -11,8 +11,13 @@ import pytest
 # Last, or it would hide the library that sanitize.sh puts in front.
 sys.path.append(str(Path(__file__).parent.parent))
 
+from bench import chart, gpu_claims
 from bench.gpu_static import kernel_rows, short_names, summary
-from bench.sass import MATH, TENSOR, Usage, main_loops, occupancy
+from bench.sass import MATH, TENSOR, Usage, async_copies, main_loops, occupancy, usage_of_library
+from cnnkern import _cuda_library
+
+sys.path.append(str(Path(__file__).parent))
+from ptxcpu import toolchain
 
 SASS = """
 		Function : outer
@@ -100,3 +105,43 @@ def test_a_row_sums_up_its_launches():
     assert row["bank_conflicts"] == row["tensor_share"] == 0.5
     assert row["math_share"] == 0.4
     assert (row["registers_80"], row["registers_90"]) == (8, 9)
+
+
+def test_sizes_of_asynchronous_copies():
+    sass = """Function : wide
+        LDGSTS.E.BYPASS.128 [R1], [R2.64] ;
+        LDGSTS.E.BYPASS.LTC128B.128 [R1], [R2.64] ;
+        Function : mixed
+        LDGSTS.E [R1], [R2.64] ;
+        LDGSTS.E.64 [R1], [R2.64] ;
+        Function : none
+        LDG.E.128 R1, [R2.64] ;
+    """
+    assert async_copies(sass) == {"wide": (16,), "mixed": (4, 8), "none": ()}
+
+
+@pytest.mark.skipif(
+    not _cuda_library.status().startswith("loaded")
+    or not all(map(toolchain.find_tool, ("ptxas", "cuobjdump"))),
+    reason="needs the CUDA library and a toolkit",
+)
+def test_the_matrix_kernels_are_what_the_claims_say():
+    usages = usage_of_library(_cuda_library.PATH, "(igemm|mma)_kernel")
+    tables = {"kernels": kernel_rows(usages)}
+    claims = [c for c in gpu_claims.CLAIMS if c.table == "kernels"]
+    assert len(claims) > 3
+    for claim in claims:
+        assert claim.rows(tables), claim.what
+        assert claim.holds(tables), f"{claim.what}: {claim.worst(tables)}, not {claim.bound()}"
+
+
+@pytest.mark.parametrize("claim", gpu_claims.CLAIMS, ids=lambda claim: claim.what)
+def test_the_counts_in_the_repository_show_what_they_must(claim):
+    tables = gpu_claims.read()
+    assert claim.rows(tables)
+    assert claim.holds(tables), f"{claim.worst(tables)}, not {claim.bound()}"
+
+
+def test_the_readme_has_these_counts():
+    text = chart.README.read_text()
+    assert chart.fill(text, gpu_claims.table(chart._markdown), "gpu counts") == text
