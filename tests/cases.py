@@ -227,6 +227,9 @@ CONVS = (
     # starts inside; channels one off its tile of 64 and its slices of 4, patches on two tiles.
     Conv("patches", (2, 6, 7, 9), (5, 6, 3, 3), padding=(5, 0, 1, 3)),
     Conv("patches_tile", (3, 33, 10, 4), (65, 33, 3, 3), padding=(0, 2, 1, 1), bias=False),
+    # The window of direct: several tiles of columns, a tile of several images with some left over.
+    Conv("window_tiles", (2, 3, 5, 150), (6, 3, 3, 3), padding=(1, 0, 0, 1)),
+    Conv("window_images", (37, 2, 4, 3), (3, 2, 3, 3), padding=(1, 1, 1, 1)),
     # Rows and planes much longer or shorter than a vector.
     Conv("wide", (1, 2, 3, 230), (5, 2, 3, 5), padding=(2, 2, 1, 1)),
     Conv("tall", (1, 2, 131, 3), (3, 2, 5, 3), padding=(1, 1, 0, 0)),

@@ -322,6 +322,22 @@ def test_nan_and_infinity_reach_only_their_windows_by_winograd(format):
     assert (y[~bad.expand(1, 6, 9, 20)] == 0).all()
 
 
+@needs_cuda_library
+@pytest.mark.gpu
+@pytest.mark.parametrize("format", FORMATS)
+def test_nan_reaches_only_its_taps(format):
+    """The last column meets the last tap alone: not zeros beside it, which fill up a vector."""
+    x, w = torch.ones(1, 2, 5, 8), torch.ones(3, 2, 3, 3)
+    x[0, 1, 2, 7] = float("nan")
+    x = layout(x, format).to("cuda")
+    w = w.to("cuda").requires_grad_()
+    functional.conv2d(x, w, algo="direct").sum().backward()
+    bad = torch.zeros(3, 2, 3, 3, dtype=torch.bool)
+    bad[:, 1, :, 2] = True
+    assert w.grad.cpu().isnan().equal(bad)
+    assert (w.grad.cpu()[~bad] == 3 * 6).all()
+
+
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
 def test_nan_and_infinity_stay_in_their_groups(dtype, target):
     x, w = torch.zeros(2, 12, 7, 9, dtype=dtype), torch.ones(18, 2, 3, 3, dtype=dtype)

@@ -80,4 +80,26 @@ inline Strides dense_strides(int64_t C, int64_t H, int64_t W, bool nhwc) {
   return {C * H * W, H * W, W, 1};
 }
 
+// padded_index() as a table of three numbers, without branches: the result is inside [0, size), or
+// on a zero.
+struct IndexMap {
+  int size, below, above, slope;
+
+  __device__ int operator()(int i) const {
+    const int outside = (i < 0 ? below : above) + slope * i;
+    return unsigned(i) < unsigned(size) ? i : outside;
+  }
+  __device__ bool inside(int i) const { return unsigned(i) < unsigned(size); }
+};
+
+inline IndexMap make_index_map(int64_t extent, PaddingMode mode) {
+  const int size = int(extent);
+  switch (mode) {
+    case PaddingMode::kReflect: return {size, 0, 2 * (size - 1), -1};
+    case PaddingMode::kReplicate: return {size, 0, size - 1, 0};
+    case PaddingMode::kCircular: return {size, size, -size, 1};
+    default: return {size, -1, -1, 0};
+  }
+}
+
 }  // namespace cnnkern

@@ -1,4 +1,4 @@
-// Convolution for every geometry: a thread sums one element of the output, in the order of the
+// fprop and dgrad for every geometry: a thread sums one element of the output, in the order of the
 // definition. Neighbours in memory are neighbours in the grid, so stores are whole sectors.
 #include "common.cuh"
 #include "conv2d_direct.h"
@@ -84,37 +84,14 @@ __global__ void conv2d_dgrad_direct_kernel(DirectShape s, const T* dy, const T* 
   }
 }
 
-template <typename T>
-__global__ void conv2d_wgrad_direct_kernel(DirectShape s, const T* dy, const T* x, T* dw,
-                                           int64_t count) {
-  typedef AccOf<T> A;
-  const ConvParams& p = s.p;
-  const int64_t C = p.C / p.groups, K = p.K / p.groups;
-  const int64_t step = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
-    const Element e = element_at(i, C, p.R, p.S, false);  // n is k
-    const int64_t c = e.n / K * C + e.c;
-    A sum = 0;
-    for (int64_t n = 0; n < p.N; ++n)
-      for (int64_t row = 0; row < p.P; ++row) {
-        const int64_t h = padded_index(row * p.stride_h - p.pad_top + e.h * p.dil_h, p.H, p.mode);
-        if (h < 0) continue;
-        for (int64_t q = 0; q < p.Q; ++q) {
-          const int64_t col =
-              padded_index(q * p.stride_w - p.pad_left + e.w * p.dil_w, p.W, p.mode);
-          if (col >= 0)
-            sum += widen(dy[s.grad.at(n, e.n, row, q)]) * widen(x[s.input.at(n, c, h, col)]);
-        }
-      }
-    dw[i] = narrow<T>(sum);
-  }
-}
-
 constexpr int kThreads = 128;
 
 }  // namespace
 
 cudaError_t launch_conv2d_direct(const ConvCall& call) {
+  const DirectTile tile = direct_tile(call);
+  if (call.pass == ConvPass::kWgrad) return launch_conv2d_wgrad_direct(call, tile);
+  if (tile.rows) return launch_conv2d_direct_window(call, tile);
   const ConvParams& p = call.p;
   const int64_t C = p.C / p.groups;
   const DirectShape s{p,
@@ -141,9 +118,7 @@ cudaError_t launch_conv2d_direct(const ConvCall& call) {
                         static_cast<AccOf<T>*>(call.output));
         return launch(conv2d_dgrad_direct_kernel<T, T>, p.N * p.C * p.H * p.W, dy, w,
                       static_cast<T*>(call.output));
-      case ConvPass::kWgrad:
-        return launch(conv2d_wgrad_direct_kernel<T>, p.K * C * p.R * p.S, dy, x,
-                      static_cast<T*>(call.output));
+      default: return;
     }
   });
   return cudaGetLastError();

@@ -37,7 +37,8 @@ constexpr ConvAlgorithm kCudaConvAlgorithms[] = {
     {"mma", supports_conv2d_mma, prefers_conv2d_mma, workspace_conv2d_mma},
     {"winograd", supports_conv2d_winograd, prefers_conv2d_winograd, workspace_conv2d_winograd},
     {"igemm", supports_conv2d_igemm, prefers_conv2d_igemm, workspace_conv2d_igemm},
-    {"direct", supports_conv2d_direct, [](const ConvQuery&) { return true; }, nullptr},
+    {"direct", supports_conv2d_direct, [](const ConvQuery&) { return true; },
+     workspace_conv2d_direct},
 };
 
 // A forced algorithm that does not apply is refused in the forward pass. Autograd hands its name on

@@ -98,26 +98,4 @@ __device__ __forceinline__ void store_chunk(float* to, const float* from) {
   *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
 }
 
-// padded_index() as a table of three numbers, without branches: the result is inside [0, size), or
-// on a zero.
-struct IndexMap {
-  int size, below, above, slope;
-
-  __device__ int operator()(int i) const {
-    const int outside = (i < 0 ? below : above) + slope * i;
-    return unsigned(i) < unsigned(size) ? i : outside;
-  }
-  __device__ bool inside(int i) const { return unsigned(i) < unsigned(size); }
-};
-
-inline IndexMap make_index_map(int64_t extent, PaddingMode mode) {
-  const int size = int(extent);
-  switch (mode) {
-    case PaddingMode::kReflect: return {size, 0, 2 * (size - 1), -1};
-    case PaddingMode::kReplicate: return {size, 0, size - 1, 0};
-    case PaddingMode::kCircular: return {size, size, -size, 1};
-    default: return {size, -1, -1, 0};
-  }
-}
-
 }  // namespace cnnkern
