@@ -1,5 +1,6 @@
 // Binder of conv2d and its gradients on the CPU: checks, allocates, picks the instruction set.
 #include "check.h"
+#include "conv2d_depthwise.h"
 #include "conv2d_select.h"
 #include "parallel.h"
 #include "tap_conv.h"
@@ -35,10 +36,12 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, std::optional<Tensor> b
     TapConv taps = fprop_taps(f);
     const View in_view = view_of(x.data_ptr(), f.C, f.H, f.W, nhwc);
     const View out_view = view_of(out.data_ptr(), f.K, f.P, f.Q, nhwc);
-    if (chosen == ConvAlgo::kDepthwise)
-      CNNKERN_ISA_CALL(launch_conv2d_depthwise<T>(&taps, 1, in_view, weights, biases, out_view));
-    else
+    if (chosen == ConvAlgo::kDepthwise) {
+      const DepthwisePlan plan = plan_depthwise(taps, in_view);
+      CNNKERN_ISA_CALL(launch_conv2d_depthwise<T>(&plan, 1, in_view, weights, biases, out_view));
+    } else {
       CNNKERN_ISA_CALL(launch_conv2d_direct<T, T>(&taps, 1, in_view, weights, biases, out_view));
+    }
   });
   return out;
 }
@@ -84,8 +87,10 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Ints& i
     const View out_view = view_of(out.data_ptr(), f.C, f.H, f.W, nhwc);
     if (chosen == ConvAlgo::kDepthwise)
       return for_phases(f, [&](TapConv* phases, size_t count) {
+        std::vector<DepthwisePlan> plans;
+        for (size_t i = 0; i < count; ++i) plans.push_back(plan_depthwise(phases[i], grad_view));
         CNNKERN_ISA_CALL(
-            launch_conv2d_depthwise<T>(phases, count, grad_view, weights, nullptr, out_view));
+            launch_conv2d_depthwise<T>(plans.data(), count, grad_view, weights, nullptr, out_view));
       });
     if (!folds)
       return for_phases(f, [&](TapConv* phases, size_t count) {
@@ -131,7 +136,7 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Ints& w
     const ConvParams f = flatten_pointwise(p);
     const View grad_view = view_of(g.data_ptr(), f.K, f.P, f.Q, grad_nhwc);
     const View in_view = view_of(x.data_ptr(), f.C, f.H, f.W, input_nhwc);
-    if (chosen == ConvAlgo::kDepthwise)
+    if (chosen == ConvAlgo::kDepthwise && p.groups == p.C)
       CNNKERN_ISA_CALL(launch_conv2d_depthwise_weight_grad<T>(f, grad_view, in_view, dw));
     else
       CNNKERN_ISA_CALL(launch_conv2d_weight_grad<T>(f, grad_view, in_view, dw));

@@ -10,9 +10,10 @@ constexpr const char* kConvAlgoNames[] = {"direct", "depthwise"};
 
 // Empty if the algorithm applies, else the reason why it does not.
 inline std::string supports_conv2d_depthwise(const ConvParams& p) {
-  if (p.groups == p.C && p.K == p.C) return "";
-  return "needs one input and one output channel per group, got " + std::to_string(p.C) + " and " +
-         std::to_string(p.K) + " channels in " + std::to_string(p.groups) + " groups";
+  const int64_t in = p.C / p.groups, out = p.K / p.groups;
+  if (in == out && (in == 1 || in == 2 || in == 4 || in == 8)) return "";
+  return "needs 1, 2, 4 or 8 channels a group, as many in as out, got " + std::to_string(in) +
+         " in and " + std::to_string(out) + " out";
 }
 
 // `nhwc`: the operands are channels_last, which the depthwise kernels need. Autograd hands the name
