@@ -28,7 +28,9 @@ BY_NAME = {case.name: case for case in CONVS}
 # What each forced algorithm must accept, and refuse with a reason otherwise.
 APPLIES = {
     "direct": lambda x, w: True,
-    "depthwise": lambda x, w: w.size(1) in (1, 2, 4, 8) and w.size(0) == x.size(1) and is_nhwc(x),
+    "depthwise": lambda x, w: (
+        w.size(0) == x.size(1) and (w.size(1) == 1 or (w.size(1) in (2, 4, 8) and is_nhwc(x)))
+    ),
 }
 
 

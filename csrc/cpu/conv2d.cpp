@@ -13,6 +13,20 @@
 namespace cnnkern {
 namespace {
 
+// One TapConv, or the phases of one gradient, in either layout.
+template <typename T>
+void depthwise(TapConv* taps, size_t count, const View& in, const T* weight, const T* bias,
+               const View& out) {
+  if (in.c != 1) {
+    const std::vector<PlanePlan> plans = plan_planes(taps, count);
+    return CNNKERN_ISA_CALL(
+        launch_conv2d_depthwise_planes<T>(plans.data(), count, in, weight, bias, out));
+  }
+  std::vector<DepthwisePlan> plans;
+  for (size_t i = 0; i < count; ++i) plans.push_back(plan_depthwise(taps[i], in));
+  CNNKERN_ISA_CALL(launch_conv2d_depthwise<T>(plans.data(), count, in, weight, bias, out));
+}
+
 Tensor conv2d(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
               const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
               const std::string& padding_mode, const std::string& algo) {
@@ -36,12 +50,9 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, std::optional<Tensor> b
     TapConv taps = fprop_taps(f);
     const View in_view = view_of(x.data_ptr(), f.C, f.H, f.W, nhwc);
     const View out_view = view_of(out.data_ptr(), f.K, f.P, f.Q, nhwc);
-    if (chosen == ConvAlgo::kDepthwise) {
-      const DepthwisePlan plan = plan_depthwise(taps, in_view);
-      CNNKERN_ISA_CALL(launch_conv2d_depthwise<T>(&plan, 1, in_view, weights, biases, out_view));
-    } else {
-      CNNKERN_ISA_CALL(launch_conv2d_direct<T, T>(&taps, 1, in_view, weights, biases, out_view));
-    }
+    if (chosen == ConvAlgo::kDepthwise)
+      return depthwise<T>(&taps, 1, in_view, weights, biases, out_view);
+    CNNKERN_ISA_CALL(launch_conv2d_direct<T, T>(&taps, 1, in_view, weights, biases, out_view));
   });
   return out;
 }
@@ -74,7 +85,7 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Ints& i
   const bool nhwc = is_nhwc(grad);
   const bool folds = p.mode != PaddingMode::kZeros;
   // The folded gradient is made in the accumulator type, which only the direct kernels store.
-  const ConvAlgo chosen = select_conv2d(op, p, nhwc && !folds, algo, true);
+  const ConvAlgo chosen = select_conv2d(op, p, nhwc, algo, true);
   Tensor out = new_output(grad, input_size, nhwc);
   if (p.N == 0) return out;
   const Tensor g = dense(grad, nhwc), w = dense(weight, false);
@@ -85,12 +96,9 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Ints& i
     ConvParams f = flatten_pointwise(p);
     const View grad_view = view_of(g.data_ptr(), f.K, f.P, f.Q, nhwc);
     const View out_view = view_of(out.data_ptr(), f.C, f.H, f.W, nhwc);
-    if (chosen == ConvAlgo::kDepthwise)
+    if (chosen == ConvAlgo::kDepthwise && !folds)
       return for_phases(f, [&](TapConv* phases, size_t count) {
-        std::vector<DepthwisePlan> plans;
-        for (size_t i = 0; i < count; ++i) plans.push_back(plan_depthwise(phases[i], grad_view));
-        CNNKERN_ISA_CALL(
-            launch_conv2d_depthwise<T>(plans.data(), count, grad_view, weights, nullptr, out_view));
+        depthwise<T>(phases, count, grad_view, weights, nullptr, out_view);
       });
     if (!folds)
       return for_phases(f, [&](TapConv* phases, size_t count) {
@@ -136,10 +144,10 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Ints& w
     const ConvParams f = flatten_pointwise(p);
     const View grad_view = view_of(g.data_ptr(), f.K, f.P, f.Q, grad_nhwc);
     const View in_view = view_of(x.data_ptr(), f.C, f.H, f.W, input_nhwc);
-    if (chosen == ConvAlgo::kDepthwise && p.groups == p.C)
-      CNNKERN_ISA_CALL(launch_conv2d_depthwise_weight_grad<T>(f, grad_view, in_view, dw));
-    else
-      CNNKERN_ISA_CALL(launch_conv2d_weight_grad<T>(f, grad_view, in_view, dw));
+    if (chosen == ConvAlgo::kDepthwise &&
+        CNNKERN_ISA_CALL(launch_conv2d_depthwise_weight_grad<T>(f, grad_view, in_view, dw)))
+      return;
+    CNNKERN_ISA_CALL(launch_conv2d_weight_grad<T>(f, grad_view, in_view, dw));
   });
   return out;
 }

@@ -1,6 +1,7 @@
 // What all tiles of a depthwise TapConv share, whatever the instruction set: which taps of two
 // neighbouring output rows read the same input row, and where every output's columns lie.
 #pragma once
+#include <tuple>
 #include <vector>
 
 #include "tap_conv.h"
@@ -55,6 +56,92 @@ inline DepthwisePlan plan_depthwise(const TapConv& tc, const View& in) {
   }
   inner_range(tc.Q, tc.step_w, first, last, tc.W, &plan.begin, &plan.end);
   return plan;
+}
+
+// Taps of one axis that an input meets at consecutive outputs: first, first + step, ... The input
+// at u*stride + offset meets tap first + j*step at output u - j.
+struct TapWindow {
+  int64_t first, step, count, offset;
+};
+
+// A weight gradient's window is held in registers: so many taps at most.
+constexpr int max_window(int channels_a_group) { return channels_a_group == 1 ? 7 : 3; }
+
+// Cuts the `taps` of an axis into windows, as even as can be.
+inline std::vector<TapWindow> tap_windows(int64_t taps, int64_t stride, int64_t pad, int64_t dil,
+                                          int64_t most) {
+  std::vector<TapWindow> windows;
+  const int64_t step = stride % dil == 0 ? stride / dil : taps;
+  for (int64_t chain = 0; chain < std::min(step, taps); ++chain) {
+    const int64_t length = ceil_div(taps - chain, step), cuts = ceil_div(length, most);
+    for (int64_t i = 0; i < cuts; ++i) {
+      const int64_t j = tile_start(i, length, cuts), first = chain + j * step;
+      windows.push_back({first, step, tile_start(i + 1, length, cuts) - j, first * dil - pad});
+    }
+  }
+  return windows;
+}
+
+// How many output rows at a time when copies of whole rows of a plane (see copy_plane) may take
+// `floats`: if not all, a multiple of the rows of a tile, which are 4 or 7.
+inline int64_t plane_block_rows(const TapConv& t, int64_t columns, int64_t floats, int64_t P) {
+  const int64_t row = (columns + t.halo_cols) * std::max<int64_t>(1, t.slots.size());
+  const int64_t most = std::max<int64_t>(floats / row - t.halo_rows, 4);
+  return most >= P ? P : most - most % (most >= 28 ? 28 : most >= 7 ? 7 : 4);
+}
+inline void plan_plane_copy(TapConv& t, int64_t columns, int64_t block_rows) {
+  t.block_rows = block_rows;
+  t.pitch = columns + t.halo_cols;
+  t.plane = (block_rows + t.halo_rows) * t.pitch;
+}
+
+// Consecutive taps of one column of the copied planes of a group: what a tile reads from `offset`
+// down.
+struct TapRun {
+  int64_t offset, taps;
+};
+struct PlanePlan {
+  const TapConv* tc;
+  std::vector<TapRun> runs;      // of all reduced channels
+  std::vector<int64_t> weights;  // their taps' offsets from the first weight of an output channel
+};
+
+inline PlanePlan plan_runs(const TapConv& tc) {
+  constexpr int64_t kLongest = 7;  // its weights are held in registers
+  PlanePlan plan{&tc};
+  std::vector<Tap> taps = tc.taps;
+  std::sort(taps.begin(), taps.end(), [](const Tap& a, const Tap& b) {
+    return std::make_tuple(a.slot, a.col, a.row) < std::make_tuple(b.slot, b.col, b.row);
+  });
+  for (int64_t c = 0; c < tc.C; ++c)
+    for (size_t i = 0; i < taps.size(); ++i) {
+      const Tap& tap = taps[i];
+      const bool goes_on = i > 0 && taps[i - 1].slot == tap.slot && taps[i - 1].col == tap.col &&
+                           taps[i - 1].row + 1 == tap.row && plan.runs.back().taps < kLongest;
+      if (!goes_on)
+        plan.runs.push_back(
+            {(c * int64_t(tc.slots.size()) + tap.slot) * tc.plane + tap.row * tc.pitch + tap.col,
+             0});
+      ++plan.runs.back().taps;
+      plan.weights.push_back(c * tc.weight_c + tap.weight);
+    }
+  return plan;
+}
+
+// One TapConv, or the phases of one gradient, cut alike.
+inline std::vector<PlanePlan> plan_planes(TapConv* tc, size_t count) {
+  constexpr int64_t kCopy = 6 << 10;  // floats
+  int64_t P = 0;
+  for (size_t i = 0; i < count; ++i) P = std::max(P, tc[i].P);
+  int64_t rows = P;
+  for (size_t i = 0; i < count; ++i)
+    rows = std::min(rows, plane_block_rows(tc[i], tc[i].Q, kCopy / (tc[i].C * int64_t(count)), P));
+  std::vector<PlanePlan> plans;
+  for (size_t i = 0; i < count; ++i) {
+    plan_plane_copy(tc[i], tc[i].Q, rows);
+    plans.push_back(plan_runs(tc[i]));
+  }
+  return plans;
 }
 
 }  // namespace cnnkern
