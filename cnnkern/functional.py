@@ -89,11 +89,14 @@ def conv2d(
             the right and at the bottom.
         padding_mode: what the padding holds: zeros, reflect, replicate or circular.
         algo: "auto", which `cnnkern.selection` explains for GPUs, or the name of a kernel, which
-            raises where that does not apply. "triton" runs the Triton kernels, forward and
-            backward; float32 is then multiplied exactly, and on tensor cores with "triton_tf32" (10
-            bits of each factor) or "triton_tf32x3" (three such products, nearly all of float32's
-            bits). "auto_tf32" is "auto" with float32 on tensor cores, too, as "triton_tf32" rounds
-            it. On GPUs "auto" becomes that where ``torch.backends.fp32_precision`` or
+            raises where that does not apply. "winograd" takes a fraction of the products of a 3x3
+            kernel, and "auto" picks it where it pays, except in float64. On the CPU it rounds twice
+            as much, and an infinity or NaN reaches all outputs of its 4x4 tile; "direct" sums
+            plainly. "triton" runs the Triton kernels, forward and backward; float32 is then
+            multiplied exactly, and on tensor cores with "triton_tf32" (10 bits of each factor) or
+            "triton_tf32x3" (three such products, nearly all of float32's bits). "auto_tf32" is
+            "auto" with float32 on tensor cores, too, as "triton_tf32" rounds it. On GPUs "auto"
+            becomes that where ``torch.backends.fp32_precision`` or
             ``torch.backends.cudnn.fp32_precision`` is "tf32". No other switch of torch.backends has
             a say, and float32 is exact by default.
 

@@ -13,6 +13,7 @@ namespace cnnkern {
 
 enum class DType : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
 enum class PaddingMode : int { kZeros, kReflect, kReplicate, kCircular };
+enum class ConvPass : int { kFprop, kDgrad, kWgrad };
 enum class Activation : int { kNone, kRelu, kSigmoid, kTanh, kGelu, kSilu };
 enum class PoolKind : int { kNone, kMax, kAvg };
 

@@ -37,6 +37,8 @@ TOLERANCE = {
     # float32 on tensor cores, when asked for: tf32 rounds each factor to 11 bits, so a product is
     # off by 2**-10, a sum of many by no more of its size; twice that for results that cancel.
     "tf32": (2**-9, 2**-23),
+    # Winograd takes differences of what its transforms made larger: a few bits less.
+    "winograd": (2**-19, 2**-21),
 }
 
 
@@ -230,6 +232,11 @@ CONVS = (
     # The window of direct: several tiles of columns, a tile of several images with some left over.
     Conv("window_tiles", (2, 3, 5, 150), (6, 3, 3, 3), padding=(1, 0, 0, 1)),
     Conv("window_images", (37, 2, 4, 3), (3, 2, 3, 3), padding=(1, 1, 1, 1)),
+    # Winograd's tiles of 4x4: cut at every edge; more of them in a row, and more weights, than are
+    # transformed together.
+    Conv("tiles_cut", (2, 35, 9, 14), (49, 35, 3, 3), padding=(0, 2, 1, 0)),
+    Conv("tiles_row", (1, 33, 3, 75), (32, 33, 3, 3), padding=(1, 1, 1, 1)),
+    Conv("outputs257", (2, 70, 5, 6), (257, 70, 3, 3), padding=(1, 1, 1, 1), bias=False),
     # Rows and planes much longer or shorter than a vector.
     Conv("wide", (1, 2, 3, 230), (5, 2, 3, 5), padding=(2, 2, 1, 1)),
     Conv("tall", (1, 2, 131, 3), (3, 2, 5, 3), padding=(1, 1, 0, 0)),

@@ -27,11 +27,20 @@ FORMATS = ("contiguous", "channels_last")
 BY_NAME = {case.name: case for case in CONVS}
 # What each forced algorithm must accept, and refuse with a reason otherwise.
 APPLIES = {
-    "direct": lambda x, w: True,
-    "depthwise": lambda x, w: (
-        w.size(0) == x.size(1) and (w.size(1) == 1 or (w.size(1) in (2, 4, 8) and is_nhwc(x)))
-    ),
+    "direct": lambda case, x: True,
+    "igemm": lambda case, x: True,
+    "depthwise": lambda case, x: depthwise_applies(case, x),
+    "winograd": lambda case, x: is_plain_3x3(case),
 }
+
+
+def depthwise_applies(case, x):
+    width = case.weight[1]
+    return case.weight[0] == x.size(1) and (width == 1 or (width in (2, 4, 8) and is_nhwc(x)))
+
+
+def is_plain_3x3(case):
+    return case.weight[2:] == (3, 3) and case.stride == case.dilation == (1, 1) and case.groups == 1
 
 
 def arguments(case, dtype, layout_name, device="cpu"):
@@ -54,11 +63,21 @@ def call(case, x, w, b, **options):
     )
 
 
+def tolerance_row(case, x, algo):
+    """Name the row of TOLERANCE: that of the algorithm, where float32 comes by other arithmetic."""
+    if x.dtype != torch.float32:
+        return x.dtype
+    if algo == "mma":
+        return "tf32"
+    dense = is_plain_3x3(case) and min(case.weight[:2]) >= 12
+    by_winograd = x.is_cpu and (algo == "winograd" or (algo == "auto" and dense))
+    return "winograd" if by_winograd else x.dtype
+
+
 def check(case, dtype, x, w, b, g, **options):
     """Compare the output and the gradient of every operand with the oracle."""
     expected, reductions = conv_expected(case, data_grid(dtype)), case.reductions()
-    is_tf32 = dtype == torch.float32 and options.get("algo") == "mma"
-    row = "tf32" if is_tf32 else dtype
+    row = tolerance_row(case, x, options.get("algo", "auto"))
     y = call(case, x, w, b, **options)
     assert_close(y, expected["output"], dtype, reductions["output"], row=row)
     kept = torch.channels_last if is_nhwc(x) else torch.contiguous_format
@@ -85,11 +104,30 @@ def test_every_algorithm(case, dtype, cpu_isa):
     for algo in _C.conv2d_algos():
         for format in FORMATS:
             operands = arguments(case, dtype, format)
-            if APPLIES[algo](*operands[:2]):
+            if APPLIES[algo](case, operands[0]):
                 check(case, dtype, *operands, algo=algo)
             else:
                 with pytest.raises(RuntimeError, match=f"^cnnkern::conv2d: .*{algo}"):
                     call(case, *operands[:3], algo=algo)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("format", FORMATS)
+def test_winograd_weight_grad_in_chunks(format, cpu_isa):
+    """More tiles than are transformed at a time, and an odd number of vectors of channels."""
+    x = layout(values((2, 70, 143, 145), 0).float(), format)
+    g = layout(values((2, 35, 143, 145), 1).float(), format)
+    tail = ([35, 70, 3, 3], [1, 1], [1, 1, 1, 1], [1, 1], 1, "zeros")
+    ours = torch.ops.cnnkern.conv2d_weight_grad(g, x, *tail, "winograd")
+    want = torch.ops.cnnkern.conv2d_weight_grad(g.double(), x.double(), *tail, "direct")
+    assert_close(ours, want, torch.float32, 2 * 143 * 145, row="winograd")
+
+
+def test_winograd_keeps_to_the_tile_of_a_nan():
+    x = torch.zeros(1, 12, 12, 12)
+    x[0, 3, 5, 5] = float("nan")
+    y = functional.conv2d(x, torch.ones(12, 12, 3, 3), padding=1)
+    assert y[:, :, 4:8, 4:8].isnan().all() and y.isnan().sum() == 12 * 16
 
 
 needs_cuda_library = pytest.mark.skipif(

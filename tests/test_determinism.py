@@ -19,6 +19,8 @@ LARGE = (
     "wide",
     "depthwise_stride",
     "stride2_tile",
+    "tiles_cut",
+    "outputs257",
 )
 
 

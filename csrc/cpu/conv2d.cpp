@@ -2,6 +2,7 @@
 #include "check.h"
 #include "conv2d_depthwise.h"
 #include "conv2d_select.h"
+#include "conv2d_winograd.h"
 #include "parallel.h"
 #include "tap_conv.h"
 #include "workspace.h"
@@ -37,9 +38,10 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, std::optional<Tensor> b
                                         dilation, groups, padding_mode);
   check_bias(op, bias, input, p.K);
   const bool nhwc = is_nhwc(input);
-  const ConvAlgo chosen = select_conv2d(op, p, nhwc, algo, false);
+  const ConvAlgo chosen = select_conv2d(op, p, dtype, nhwc, algo, ConvPass::kFprop);
   Tensor out = new_output(input, {p.N, p.K, p.P, p.Q}, nhwc);
   if (p.N == 0) return out;
+  map_pages(out.data_ptr(), out.numel() * out.element_size());
   const Tensor x = dense(input, nhwc), w = dense(weight, false);
   std::optional<Tensor> b = bias ? std::optional<Tensor>(dense(*bias, false)) : std::nullopt;
   with_storage_type(dtype, [&](auto type) {
@@ -52,7 +54,13 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, std::optional<Tensor> b
     const View out_view = view_of(out.data_ptr(), f.K, f.P, f.Q, nhwc);
     if (chosen == ConvAlgo::kDepthwise)
       return depthwise<T>(&taps, 1, in_view, weights, biases, out_view);
-    CNNKERN_ISA_CALL(launch_conv2d_direct<T, T>(&taps, 1, in_view, weights, biases, out_view));
+    if (chosen == ConvAlgo::kWinograd)
+      CNNKERN_ISA_CALL(launch_conv2d_winograd<T, T>(taps, in_view, weights, biases, out_view));
+    else if (chosen == ConvAlgo::kIgemm)
+      CNNKERN_ISA_CALL(
+          launch_conv2d_igemm<T, T>(&taps, 1, f.R * f.S, in_view, weights, biases, out_view));
+    else
+      CNNKERN_ISA_CALL(launch_conv2d_direct<T, T>(&taps, 1, in_view, weights, biases, out_view));
   });
   return out;
 }
@@ -85,9 +93,10 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Ints& i
   const bool nhwc = is_nhwc(grad);
   const bool folds = p.mode != PaddingMode::kZeros;
   // The folded gradient is made in the accumulator type, which only the direct kernels store.
-  const ConvAlgo chosen = select_conv2d(op, p, nhwc, algo, true);
+  const ConvAlgo chosen = select_conv2d(op, p, dtype, nhwc, algo, ConvPass::kDgrad);
   Tensor out = new_output(grad, input_size, nhwc);
   if (p.N == 0) return out;
+  map_pages(out.data_ptr(), out.numel() * out.element_size());
   const Tensor g = dense(grad, nhwc), w = dense(weight, false);
   with_storage_type(dtype, [&](auto type) {
     using T = decltype(type);
@@ -99,6 +108,16 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Ints& i
     if (chosen == ConvAlgo::kDepthwise && !folds)
       return for_phases(f, [&](TapConv* phases, size_t count) {
         depthwise<T>(phases, count, grad_view, weights, nullptr, out_view);
+      });
+    if (!folds && chosen == ConvAlgo::kWinograd) {
+      const TapConv taps = dgrad_taps(f, 0, 0);
+      CNNKERN_ISA_CALL(launch_conv2d_winograd<T, T>(taps, grad_view, weights, nullptr, out_view));
+      return;
+    }
+    if (!folds && chosen == ConvAlgo::kIgemm)
+      return for_phases(f, [&](TapConv* phases, size_t count) {
+        CNNKERN_ISA_CALL(launch_conv2d_igemm<T, T>(phases, count, f.R * f.S, grad_view, weights,
+                                                   nullptr, out_view));
       });
     if (!folds)
       return for_phases(f, [&](TapConv* phases, size_t count) {
@@ -134,7 +153,8 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Ints& w
                                         groups, padding_mode);
   check_size_is(op, "grad", grad, {p.N, p.K, p.P, p.Q});
   const bool grad_nhwc = is_nhwc(grad), input_nhwc = is_nhwc(input);
-  const ConvAlgo chosen = select_conv2d(op, p, grad_nhwc && input_nhwc, algo, true);
+  const ConvAlgo chosen =
+      select_conv2d(op, p, dtype, grad_nhwc && input_nhwc, algo, ConvPass::kWgrad);
   Tensor out = new_output(grad, weight_size, false);
   const Tensor g = dense(grad, grad_nhwc), x = dense(input, input_nhwc);
   with_storage_type(dtype, [&](auto type) {
@@ -147,7 +167,12 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Ints& w
     if (chosen == ConvAlgo::kDepthwise &&
         CNNKERN_ISA_CALL(launch_conv2d_depthwise_weight_grad<T>(f, grad_view, in_view, dw)))
       return;
-    CNNKERN_ISA_CALL(launch_conv2d_weight_grad<T>(f, grad_view, in_view, dw));
+    if (chosen == ConvAlgo::kWinograd)
+      CNNKERN_ISA_CALL(launch_conv2d_winograd_weight_grad<T>(f, grad_view, in_view, dw));
+    else if (chosen == ConvAlgo::kIgemm)
+      CNNKERN_ISA_CALL(launch_conv2d_igemm_weight_grad<T>(f, grad_view, in_view, dw));
+    else
+      CNNKERN_ISA_CALL(launch_conv2d_weight_grad<T>(f, grad_view, in_view, dw));
   });
   return out;
 }

@@ -162,6 +162,19 @@ inline TapConv dgrad_taps(const ConvParams& p, int64_t h0, int64_t w0) {
   return t;
 }
 
+// True if the phases of a gradient have outputs alike: they then get the same halo, to be cut
+// alike.
+inline bool align_phases(TapConv* tc, size_t count) {
+  int64_t halo_rows = 0, halo_cols = 0;
+  for (size_t i = 0; i < count; ++i) {
+    if (tc[i].P != tc[0].P || tc[i].Q != tc[0].Q) return false;
+    halo_rows = std::max(halo_rows, tc[i].halo_rows);
+    halo_cols = std::max(halo_cols, tc[i].halo_cols);
+  }
+  for (size_t i = 0; i < count; ++i) tc[i].halo_rows = halo_rows, tc[i].halo_cols = halo_cols;
+  return true;
+}
+
 // Blocking of the weight gradient: an item owns block_k x block_channels of dW and walks over its
 // share of the chunks (some images, some rows); shares are summed afterwards, in order.
 struct WeightGradPlan {

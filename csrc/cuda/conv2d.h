@@ -12,8 +12,6 @@ typedef int cudaError_t;
 
 namespace cnnkern {
 
-enum class ConvPass { kFprop, kDgrad, kWgrad };
-
 // What a predicate may look at.
 struct ConvQuery {
   ConvParams p;
