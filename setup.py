@@ -26,8 +26,10 @@ WARNINGS = ["-Wall", "-Wno-psabi", "-Wno-ignored-attributes", "-Wno-unknown-prag
 # -g0: the CFLAGS that Python was built with ask for debug information, which triples the library.
 RELEASE_FLAGS = ["-O3", "-g0"]
 # vptr needs the type information of torch and pybind11, which hide theirs.
+# Scopes of stack variables would take minutes to compile: kernels are unrolled calls of lambdas.
 SANITIZE_FLAGS = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined",
-                  "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"]  # fmt: skip
+                  "-fno-sanitize-address-use-after-scope", "-fno-sanitize=vptr",
+                  "-fno-sanitize-recover=undefined"]  # fmt: skip
 
 
 class Toolkit(NamedTuple):

@@ -29,14 +29,16 @@ BY_NAME = {case.name: case for case in CONVS}
 APPLIES = {
     "direct": lambda case, x: True,
     "igemm": lambda case, x: True,
-    "depthwise": lambda case, x: depthwise_applies(case, x),
+    "depthwise": lambda case, x: is_depthwise(case, x),
     "winograd": lambda case, x: is_plain_3x3(case),
 }
 
 
-def depthwise_applies(case, x):
-    width = case.weight[1]
-    return case.weight[0] == x.size(1) and (width == 1 or (width in (2, 4, 8) and is_nhwc(x)))
+def is_depthwise(case, x):
+    if case.weight[0] != x.size(1):
+        return False
+    grouped = case.weight[1] in (2, 4, 8) and is_nhwc(x) and x.dtype == torch.float32
+    return case.weight[1] == 1 or grouped
 
 
 def is_plain_3x3(case):

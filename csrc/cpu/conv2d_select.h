@@ -11,11 +11,13 @@ enum class ConvAlgo { kDirect, kIgemm, kDepthwise, kWinograd };
 constexpr const char* kConvAlgoNames[] = {"direct", "igemm", "depthwise", "winograd"};
 
 // Empty if the algorithm applies, else the reason why it does not.
-inline std::string supports_conv2d_depthwise(const ConvParams& p, bool nhwc) {
+inline std::string supports_conv2d_depthwise(const ConvParams& p, DType dtype, bool nhwc) {
   const int64_t in = p.C / p.groups, out = p.K / p.groups;
   if (in == 1 && out == 1) return "";
   if (in == out && (in == 2 || in == 4 || in == 8))
-    return nhwc ? "" : "needs channels_last tensors for more than one channel a group";
+    return nhwc && dtype == DType::kFloat32
+               ? ""
+               : "needs channels_last float32 tensors for more than one channel a group";
   return "needs 1, 2, 4 or 8 channels a group, as many in as out, got " + std::to_string(in) +
          " in and " + std::to_string(out) + " out";
 }
@@ -44,7 +46,7 @@ inline bool prefers_conv2d_igemm(const ConvParams& p, ConvPass pass) {
 // in: with one that does not do it is computed by 'direct', where the forward pass refuses.
 inline ConvAlgo select_conv2d(const char* op, const ConvParams& p, DType dtype, bool nhwc,
                               const std::string& algo, ConvPass pass) {
-  const std::string depthwise = supports_conv2d_depthwise(p, nhwc);
+  const std::string depthwise = supports_conv2d_depthwise(p, dtype, nhwc);
   const std::string winograd = supports_conv2d_winograd(p);
   if (algo == "auto") {
     if (depthwise.empty()) return ConvAlgo::kDepthwise;
@@ -61,7 +63,7 @@ inline ConvAlgo select_conv2d(const char* op, const ConvParams& p, DType dtype, 
     fail(op, "algo must be 'auto', 'direct', 'igemm', 'depthwise' or 'winograd' on the CPU, got '",
          algo, "'");
   if (depthwise.empty()) return ConvAlgo::kDepthwise;
-  if (pass == ConvPass::kFprop || !supports_conv2d_depthwise(p, true).empty())
+  if (pass == ConvPass::kFprop || !supports_conv2d_depthwise(p, DType::kFloat32, true).empty())
     fail(op, "algo 'depthwise' ", depthwise);
   return ConvAlgo::kDirect;
 }
