@@ -1,4 +1,7 @@
-"""conv2d, conv1d, corr2d: forward and every gradient, over the case table, against the oracle."""
+"""conv2d, conv1d, corr2d: forward and every gradient, over the case table, against the oracle.
+
+It is long because every algorithm of every backend goes through the same check.
+"""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def record(work):
     def node(_data):
         try:
             work()
-        except Exception as error:
+        except Exception as error:  # whatever the operator raises; C cannot be raised through
             runtime.ptxcpu_report_failure(str(error).encode())
 
     callback = _HOST_FUNCTION(node)
