@@ -7,6 +7,7 @@ loading the CUDA driver, which is not there.
 from __future__ import annotations
 
 import importlib
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -113,6 +114,51 @@ def test_inductor_compiles_the_kernels(monkeypatch):
         monkeypatch.setattr(triton_helpers, "set_driver_to_gpu", lambda: None)
     with config.patch(compile_threads=1, use_static_triton_launcher=not RIG_ORDER):
         check_against_eager(torch.compile(block, fullgraph=True))
+
+
+class Network(torch.nn.Module):
+    """One kernel of each kind: a convolution, a pool, a fused block."""
+
+    def __init__(self):
+        super().__init__()
+        sizes = (4, 3, 3, 3), (8, 4, 3, 3)
+        self.w, self.v = (torch.nn.Parameter(values(s, i).float()) for i, s in enumerate(sizes))
+
+    def forward(self, x):
+        y = functional.conv2d(x, self.w, padding=1, algo="triton")
+        y = functional.avg_pool2d(y.relu(), 2, algo="triton")
+        return functional.conv2d_act_pool2d(
+            y, self.v, padding=1, activation="sigmoid", pool="max", algo="triton"
+        )
+
+
+@pytest.mark.gpu
+def test_aotinductor_packages_the_kernels(tmp_path, monkeypatch):
+    """Compile, load and run a package, in which no op of ours is called: its kernels are inside."""
+    from torch._inductor import aoti_compile_and_package, aoti_load_package
+    from torch._inductor.runtime import triton_helpers
+
+    torch._dynamo.reset()
+    options = {"aot_inductor.compile_wrapper_opt_level": "O0",
+               "aot_inductor.precompile_headers": False}  # fmt: skip
+    if RIG_ORDER:
+        monkeypatch.setattr(triton_helpers, "set_driver_to_gpu", lambda: None)
+        # With PTX in it, which the emulator needs, and without what reads cubins.
+        options |= {"aot_inductor.emit_multi_arch_kernel": True, "compile_threads": 1,
+                    "use_static_triton_launcher": False}  # fmt: skip
+    model, x = Network().to("cuda").eval(), values((2, 3, 8, 8), 5).float().to("cuda")
+    with torch.no_grad():
+        program, want = torch.export.export(model, (x,)), model(x)
+        path = aoti_compile_and_package(
+            program, package_path=str(tmp_path / "network.pt2"), inductor_configs=options
+        )
+        with zipfile.ZipFile(path) as package:
+            names = package.namelist()
+            (wrapper,) = (package.read(n).decode() for n in names if n.endswith(".wrapper.cpp"))
+        for kernel in ("conv2d_gather", "pool2d", "conv2d_act_pool2d"):
+            assert f'"{kernel}_kernel"' in wrapper
+        assert "cnnkern" not in wrapper
+        assert aoti_load_package(path)(x).cpu().equal(want.cpu())
 
 
 @pytest.mark.gpu

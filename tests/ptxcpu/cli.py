@@ -14,6 +14,7 @@ FAKE_RUNTIME_SOURCES = (
     "launch.cpp",
     "symbols.cpp",
     "device.cpp",
+    "driver.cpp",
     "streams.cpp",
     "library_kernels.cpp",
 )
@@ -56,6 +57,8 @@ def fake_runtime():
                     check=True,
                     env=toolchain.clean_environment(),
                 )
+                (folder / "libcuda.so").unlink(missing_ok=True)
+                (folder / "libcuda.so").symlink_to("libcuda.so.1")  # for -lcuda
                 toolchain.compile_library(
                     library,
                     [source / name for name in FAKE_RUNTIME_SOURCES],
@@ -78,6 +81,9 @@ def run_environment(options):
         folder, library = fake_runtime()
         prepend(environment, "LD_PRELOAD", library)
         prepend(environment, "LD_LIBRARY_PATH", folder)
+        prepend(environment, "LIBRARY_PATH", folder)
+        if toolchain.cuda_home():
+            environment.setdefault("CUDA_HOME", str(toolchain.cuda_home()))
     except toolchain.BuildError as error:
         if not options.triton:
             raise

@@ -68,7 +68,7 @@ EXPORT void __cudaRegisterVar(void** handle, char* host, char*, const char* name
 
 // ---------------------------------------------------------------- translation
 // A fat binary starts with {u32 magic, u16 version, u16 header size, u64 payload size}.
-static size_t image_size(const void* image) {
+size_t image_size(const void* image) {
   const unsigned char* p = (const unsigned char*)image;
   uint16_t header;
   uint64_t payload;

@@ -66,6 +66,7 @@ const int SHARED_LIMIT = 166912, SHARED_DEFAULT = 49152, SHARED_PER_SM = 167936;
 cudaError_t set_error(cudaError_t, const std::string& message = "");
 cudaError_t take_error();  // reports a pending kernel failure once
 bool logging();
+size_t image_size(const void* fat_binary);
 void* load_module(FatBinary&);  // nullptr, with binary.error set, on failure
 const ptxcpu::KernelInfo* kernel_info(Function&);
 std::string c_identifier(const std::string&);
