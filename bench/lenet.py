@@ -134,7 +134,11 @@ def peers(book: nn.Module, images: Tensor) -> dict[str, Callable[[], Tensor]]:
         import openvino
 
         model = openvino.convert_model(book, example_input=images)
-        config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        config = {
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the machine has it
+            "PERFORMANCE_HINT": "LATENCY",
+        }
         request = openvino.Core().compile_model(model, "CPU", config).create_infer_request()
         array = images.numpy()
         found["openvino"] = lambda: torch.from_numpy(request.infer([array], share_inputs=True)[0])
