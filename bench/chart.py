@@ -11,7 +11,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from bench import gpu_claims
+from bench import gpu_claims, memory
 from bench.results import RESULTS, read
 from bench.timing import geometric_mean
 
@@ -54,7 +54,18 @@ def tables(rows: Rows) -> str:
         )
         parts.append(_lenet_table([r for r in group if r["subject"] == "lenet"]))
         parts.append(_summary_table([r for r in group if r["subject"] != "lenet"]))
-    return "\n\n".join(filter(None, parts))
+    return "\n\n".join(filter(None, [*parts, _memory_table()]))
+
+
+def _memory_table() -> str:
+    """Give the table of bench.memory, which does not depend on the machine."""
+    rows = read(memory.FILE)
+    header = ["MiB that a training step adds", "layout", *memory.PACKAGES]
+    body = [
+        [f"{r['name']}, batch {r['batch']}", r["layout"].upper(), *(r[p] for p in memory.PACKAGES)]
+        for r in rows
+    ]
+    return _markdown(header, body) if body else ""
 
 
 def _lenet_table(rows: Rows) -> str:

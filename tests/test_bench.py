@@ -27,3 +27,13 @@ def test_cudnn_on_one_tiny_problem(tmp_path):
     rows = list(csv.DictReader(path.open()))
     assert {row["algo"] for row in rows} >= {"auto", "direct", "cuda", "triton"}
     assert {row["pass"] for row in rows} == {"fwd", "dgrad", "wgrad", "train", "bwd"}
+
+
+def test_lenet_needs_no_more_memory_than_in_torch(tmp_path):
+    path = tmp_path / "memory.csv"
+    done = run("bench.memory", "--only", "LeNet", "--csv", path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = list(csv.DictReader(path.open()))
+    assert [row["layout"] for row in rows] == ["nchw", "nhwc"]
+    for row in rows:
+        assert 0 < float(row["ConvBlock"]) < float(row["convert()"]) < float(row["torch.nn"]), row
