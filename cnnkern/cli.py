@@ -315,12 +315,24 @@ def aot_command(
         Path | None, typer.Option(help="JSON list of calls; by default LeNet's blocks.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="Of the default calls.")] = "float32",
+    tiles: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, help="Tuned tiles, as tune exports them; by default those of the cache."
+        ),
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="The GPU that they are for, where there are several.")
+    ] = None,
 ) -> None:
-    """Compile Triton kernels for the shapes of a list of calls; no GPU is needed."""
-    from cnnkern.triton_kernels import aot
+    """Compile Triton kernels for the shapes of a list of calls; no GPU is needed.
+
+    Where a problem was tuned on a GPU of that architecture, its tile is used.
+    """
+    from cnnkern.triton_kernels import aot, tuning
 
     wanted = aot.default_calls(dtype) if calls is None else json.loads(calls.read_text())
-    for path in aot.write(arch, wanted, out):
+    for path in aot.write(arch, wanted, out, tuning.tiles_for(arch, gpu, tiles)):
         typer.echo(path)
 
 

@@ -363,6 +363,7 @@ POOLS = (
     Pool("single", (1, 1, 1, 1), (1, 1), (1, 1)),
     Pool("batch0", (0, 3, 6, 6), (2, 2), (2, 2)),
     Pool("whole_plane", (2, 3, 5, 7), (5, 7), (1, 1)),
+    Pool("whole_plane_of_vectors", (2, 40, 8, 12), (8, 12), (8, 12)),
     Pool("row", (2, 3, 1, 41), (1, 3), (1, 2), (0, 1)),
     Pool("wide", (1, 2, 4, 230), (3, 2), (1, 2), (1, 0)),
     Pool("window256", (1, 2, 17, 18), (16, 16), (1, 1)),  # the last offset a byte can hold
@@ -392,6 +393,7 @@ class Adaptive:
 ADAPTIVES = (
     Adaptive("global", (2, 19, 7, 7), (1, 1)),
     Adaptive("global_large", (1, 5, 13, 11), (1, 1)),  # more than twice 64 elements
+    Adaptive("global_of_vectors", (2, 40, 8, 12), (1, 1)),
     Adaptive("even", (2, 3, 8, 12), (4, 3)),
     Adaptive("uneven", (2, 5, 7, 11), (3, 4)),
     Adaptive("same", (1, 3, 5, 4), (5, 4)),

@@ -8,6 +8,7 @@ of 16 bits in one layout; which one goes by the case's name.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import zlib
@@ -60,6 +61,18 @@ class Target:
     @property
     def _overload(self) -> str:
         return "default" if self.algo == "auto" else self.algo
+
+
+@contextlib.contextmanager
+def allocator_with_pools():
+    """Let PyTorch keep the memory of CUDA graphs; the emulator switches that off."""
+    torch.cuda.init()
+    before = torch._C._cuda_cudaCachingAllocator_is_enabled()
+    torch._C._cuda_cudaCachingAllocator_enable(True)
+    try:
+        yield
+    finally:
+        torch._C._cuda_cudaCachingAllocator_enable(before)
 
 
 CPU_TARGETS = tuple(Target("cpu", isa) for isa in _C.cpu_isas())

@@ -41,6 +41,8 @@ CALLS = {
         "grad": tensor(2, 5, 5, 4, nhwc=False), "input_size": [2, 5, 9, 9], **GENERAL}),
     "adaptive_avg_pool2d": ("adaptive_avg_pool2d", {
         "input": half(8, 512, 7, 7), "output_size": [1, 1]}),
+    "global_max_pool2d": ("adaptive_max_pool2d", {
+        "input": tensor(8, 512, 7, 7, nhwc=False), "output_size": [1, 1]}),
     "max_unpool2d": ("max_unpool2d", {
         "input": tensor(8, 64, 28, 28), "indices": tensor(8, 64, 28, 28, dtype="int64"),
         "output_size": [56, 56]}),

@@ -12,6 +12,7 @@ import functools
 
 import pytest
 import torch
+from gpu import allocator_with_pools
 from torch.nn.functional import cross_entropy
 
 import cnnkern
@@ -36,12 +37,8 @@ POOLS = {
 
 @pytest.fixture(autouse=True)
 def _allocator_with_pools():
-    """Let PyTorch keep a graph's memory; the emulator switches that off."""
-    torch.cuda.init()
-    before = torch._C._cuda_cudaCachingAllocator_is_enabled()
-    torch._C._cuda_cudaCachingAllocator_enable(True)
-    yield
-    torch._C._cuda_cudaCachingAllocator_enable(before)
+    with allocator_with_pools():
+        yield
 
 
 def capture(call):

@@ -79,7 +79,7 @@ def test_max_pool2d(case, dtype, format, target):
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kernel", ((1, 2), (1, 3), (2, 1), (2, 2), (3, 3)), ids=str)
+@pytest.mark.parametrize("kernel", ((1, 2), (1, 3), (2, 1), (2, 2), (3, 3), (9, 37)), ids=str)
 def test_max_pool2d_of_nan_and_infinity(kernel, dtype, format, target):
     x = values((2, 19, 9, 37), 5, 1).to(dtype)
     special = values(x.shape, 6)

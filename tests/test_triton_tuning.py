@@ -1,13 +1,14 @@
 """Tuning of Triton tiles: the search, what it keeps, and how it deals with files of any kind.
 
-The clock is a stub, and the op a function that asks for tiles, so no GPU is needed; the tests
-marked `gpu` tune real kernels by a stub clock.
+The clock is a stub, and the op a function that asks for tiles, so no GPU is needed.
+test_triton_tuning_gpu has kernels tuned.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import itertools
 import json
 import os
@@ -19,13 +20,17 @@ from dataclasses import astuple, replace
 
 import pytest
 import torch
-from cases import assert_close, values
 from typer.testing import CliRunner
 
 pytest.importorskip("triton")
-from cnnkern import cli, reference
-from cnnkern.triton_kernels import conv2d, conv2d_weight_grad, plan, tuning
+from cases import values
+from samples import raw_calls
+
+from cnnkern import cli
+from cnnkern.triton_kernels import MODULES, plan, tuning
+from cnnkern.triton_kernels import __name__ as PACKAGE
 from cnnkern.triton_kernels.config import RANGES, Tile
+from cnnkern.triton_kernels.launch import Recorder
 
 TABLE = Tile(64, 64, 32, 4, 3)
 HERE, THERE = "this GPU", "another GPU"
@@ -186,6 +191,25 @@ def test_a_search_in_a_thread_is_its_own(x, here):
     assert seen and set(seen) == {TABLE}
 
 
+def test_every_kernel_with_a_table_is_tuned():
+    """Each asks for its tile when it is launched, so that a search finds it."""
+    x, w = values((2, 16, 8, 8), 0).float(), values((16, 1, 3, 3), 1).float()
+    conv = [[1, 1], [1, 1, 1, 1], [1, 1]]
+    more = (
+        ("adaptive_avg_pool2d", [x, [1, 1]]),
+        ("conv2d", [x, w, None, *conv, 16]),
+        ("conv2d_act_pool2d", [x[:, :3], w.expand(-1, 3, -1, -1), None, *conv, 1, "zeros", "auto",
+                               "relu", "max"]),
+    )  # fmt: skip
+    asked = {}
+    for op, arguments in (*raw_calls(torch.float32), *more):
+        arguments = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments]
+        function = getattr(importlib.import_module(f"{PACKAGE}.{MODULES[op]}"), op)
+        with Recorder(80):
+            tuning._run(function, arguments, {}, asked)
+    assert {key.split("/")[0] for key in asked} == set(RANGES)
+
+
 def test_tensors_of_the_cpu_are_not_tuned():
     def timer(call):
         raise AssertionError("timed")
@@ -310,58 +334,57 @@ def test_mistakes_end_in_one_line(tmp_path):
         assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
 
 
-# ---- on a GPU ----------------------------------------------------------------------------------
+# ---- for GPUs that are not there -----------------------------------------------------------------
 
 
-@pytest.mark.gpu
-def test_forward_and_backward_are_tuned_and_right(cache):
-    """A clock by which the tile that is timed second wins: one that is not the table's."""
-    x, w, b = values((2, 24, 6, 7), 0), values((40, 24, 3, 3), 1), values((40,), 2)
-    on_gpu = [t.float().to("cuda").requires_grad_() for t in (x, w, b)]
-    conv = ((1, 1), (1, 1, 1, 1), (1, 1), 1, "zeros", "triton")
-    times: dict[str, itertools.chain] = {}
-
-    def timer(call):
-        (problem,) = tuple(call.keywords["forced"])
-        times.setdefault(problem, itertools.chain((2, 1), itertools.repeat(3)))
-        return next(times[problem])
-
-    with tuning.tune(timer):
-        y = torch.ops.cnnkern.conv2d.triton(*on_gpu, *conv)
-        g = values(y.shape, 3)
-        grads = torch.autograd.grad(y, on_gpu, g.float().to("cuda"))
-    (tiles,) = tuning.read(cache).values()
-    assert {key.split("/")[0] for key in tiles} == {
-        "conv2d_gather", "conv2d_weight_grad", "conv2d_pixel_sum"
-    }  # fmt: skip
-    y_want, wants = reference.vjp(lambda *t: reference.conv2d(*t, *conv[:2]), (x, w, b), g)
-    for actual, want in zip((y, *grads), (y_want, *wants), strict=True):
-        assert_close(actual, want, torch.float32, 24 * 9)
+def machine_names(*gpus, arch=90):
+    return [f"{gpu}{tuning._suffix(arch)}" for gpu in gpus]
 
 
-@pytest.mark.gpu
-def test_the_machine_has_a_name():
-    name = tuning.machine(torch.device("cuda", 0))
-    assert name.startswith(torch.cuda.get_device_name(0))
-    assert f"torch {torch.__version__}" in name and "triton 3" in name
+def test_tiles_for_an_architecture(cache, tmp_path):
+    h100, h200 = machine_names("H100", "H200")
+    (a100,) = machine_names("A100", arch=80)
+    tiles = [replace(TABLE, warps=w) for w in (1, 2, 8)]
+    old = h100.replace("cnnkern ", "cnnkern 0.0.")
+    assert tuning.tiles_for(90) == {}
+    tuning._keep({name: {keys(64): tile} for name, tile in zip((a100, h100, old), tiles)})  # noqa: B905
+    assert tuning.tiles_for(80) == {keys(64): tiles[0]}
+    assert tuning.tiles_for(90) == tuning.tiles_for(90, "H100") == {keys(64): tiles[1]}
+    shipped = tmp_path / "shipped.json"
+    shipped.write_text(written({h100: {}, h200: {keys(64): astuple(tiles[0])}}))
+    assert tuning.tiles_for(90, "H200", shipped) == {keys(64): tiles[0]}
+    with pytest.raises(ValueError, match="one of 'H100', 'H200'"):
+        tuning.tiles_for(90, file=shipped)
+    with pytest.raises(ValueError, match=r"none for 'A100', sm_90.* only for 'H100', 'H200'"):
+        tuning.tiles_for(90, "A100", shipped)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
-def test_large_tiles_are_right(dtype, monkeypatch):
-    """Those of problems too large for the emulator, on one that is not; its weight is packed."""
-    monkeypatch.setattr(conv2d, "PIXELS_TO_PACK", 1)
-    monkeypatch.setattr(conv2d, "conv2d_tile", lambda *a: Tile(128, 128, 64, 8, 3))
-    monkeypatch.setattr(
-        conv2d_weight_grad, "conv2d_weight_tile", lambda *a: Tile(128, 128, 32, 8, 3)
-    )
-    x, w = values((2, 64, 6, 6), 0, 1 / 16), values((72, 64, 3, 3), 1, 1 / 16)
-    g = values((2, 72, 6, 6), 2, 1 / 16)
-    conv = ((1, 1), (1, 1, 1, 1))
-    wanted, (dx, dw) = reference.vjp(lambda x, w: reference.conv2d(x, w, None, *conv), (x, w), g)
-    x, g = (t.to("cuda", dtype, memory_format=torch.channels_last) for t in (x, g))
-    w = w.to("cuda", dtype)
-    assert_close(conv2d.conv2d(x, w, None, *conv), wanted, dtype, 64 * 9)
-    assert_close(conv2d.conv2d_input_grad(g, w, list(x.shape), *conv), dx, dtype, 72 * 9)
-    actual = conv2d_weight_grad.conv2d_weight_grad(g, x, list(w.shape), *conv)
-    assert_close(actual, dw, dtype, 72)
+def test_kernels_are_compiled_ahead_with_tuned_tiles(cache, tmp_path):
+    """By the command, from the cache or a file; what was not tuned has the table's tile."""
+    size = [2, 32, 9, 9]
+    pool = {"op": "avg_pool2d", "input": {"size": size}, "kernel_size": [2, 2], "stride": [2, 2]}
+    calls = tmp_path / "calls.json"
+    calls.write_text(json.dumps([pool, {**pool, "kernel_size": [3, 3]}]))
+    (name,) = machine_names("H100")
+    tile = Tile(1, 512, 1, 2, 2)
+    shipped = tmp_path / "shipped.json"
+    shipped.write_text(written({name: {"pool2d/float32/avg/nchw/1/1024/4": astuple(tile)}}))
+
+    def blocks(*options):
+        """Return the threads of a block and the blocks of each call."""
+        out = tmp_path / "out"
+        arguments = ["aot", "--arch", "90", "--out", str(out), "--calls", str(calls), *options]
+        result = CliRunner().invoke(cli.app, arguments)
+        assert result.exit_code == 0, result.output
+        launches = [c["launches"][0] for c in json.loads((out / "calls.json").read_text())]
+        kernels = [json.loads((out / f"{one['kernel']}.json").read_text()) for one in launches]
+        return [(k["block"][0], one["grid"][0]) for k, one in zip(kernels, launches, strict=True)]
+
+    table, tuned = [(128, 8), (128, 8)], [(64, 2), (128, 8)]
+    assert blocks() == table
+    assert blocks("--tiles", str(shipped)) == tuned
+    tuning.import_tiles(shipped)
+    assert blocks() == tuned
+    arguments = ["aot", "--arch", "90", "--out", str(tmp_path), "--gpu", "H200"]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 1 and result.stderr.startswith("error: tuned tiles: there are none")

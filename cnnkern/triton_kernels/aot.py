@@ -1,8 +1,9 @@
 """Compile Triton kernels ahead of time, for a GPU that need not be there.
 
 A call of an op is run on tensors without memory (device "meta") while launches are recorded: so the
-very code that launches a kernel chooses what is compiled, its tile included. Each recorded launch
-becomes a cubin and a JSON file that says how to launch it with the CUDA driver API.
+very code that launches a kernel chooses what is compiled, its tile included, be it tuned or not.
+Each recorded launch becomes a cubin and a JSON file that says how to launch it with the CUDA driver
+API.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import torch
 import triton
 from torch import Tensor
 
-from cnnkern.triton_kernels import MODULES
+from cnnkern.triton_kernels import MODULES, tuning
 from cnnkern.triton_kernels.ahead import compile_launch
+from cnnkern.triton_kernels.config import Tile
 from cnnkern.triton_kernels.launch import Launch, Recorder
 
 ARCHS = (75, 80, 86, 89, 90, 100, 103, 120)
@@ -44,8 +46,13 @@ def real_tensor(size: Sequence[int], dtype: str = "float32", channels_last: bool
     return made.normal_() if made.is_floating_point() else made.zero_()
 
 
-def compile_call(arch: int, op: str, arguments: dict[str, Any]) -> list[tuple]:
+def compile_call(
+    arch: int, op: str, arguments: dict[str, Any], tiles: dict[str, Tile] | None = None
+) -> list[tuple]:
     """Compile what one call of a raw op launches; return (launch, compiled kernel) in order.
+
+    Args:
+        tiles: those to use instead of the table's, as `tuning.tiles_for` finds them.
 
     Raises:
         ValueError: an op or an architecture that is not known, or what the op itself refuses.
@@ -56,7 +63,7 @@ def compile_call(arch: int, op: str, arguments: dict[str, Any]) -> list[tuple]:
         raise ValueError(f"aot: op must be one of {', '.join(sorted(MODULES))}, got {op!r}")
     module = importlib.import_module(f"cnnkern.triton_kernels.{MODULES[op]}")
     try:
-        with Recorder(arch) as launches:
+        with tuning.compiling_with(tiles or {}), Recorder(arch) as launches:
             getattr(module, op)(**arguments)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"aot: {op}: {error}") from error
@@ -97,12 +104,15 @@ def default_calls(dtype: str = "float32") -> list[dict[str, Any]]:
     return [call for i, call in enumerate(calls) if call["op"] in MODULES and call not in calls[:i]]
 
 
-def write(arch: int, calls: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
+def write(
+    arch: int, calls: Sequence[dict[str, Any]], folder: Path, tiles: dict[str, Tile] | None = None
+) -> list[Path]:
     """Compile calls into `folder`: a cubin and a JSON file per kernel, and calls.json.
 
     A call is a dict of "op" and the op's arguments by name, as in the schemas of `cnnkern.ops`;
     tensors are dicts of "size", "dtype" and "channels_last". calls.json repeats the calls, each
-    with its launches: the kernel's file, the grid and the values of its parameters.
+    with its launches: the kernel's file, the grid and the values of its parameters. `tiles` are
+    used as by `compile_call`.
 
     Raises:
         ValueError: as `compile_call`.
@@ -117,7 +127,7 @@ def write(arch: int, calls: Sequence[dict[str, Any]], folder: Path) -> list[Path
             if name != "op"
         }
         launches = []
-        for one, compiled in compile_call(arch, call["op"], arguments):
+        for one, compiled in compile_call(arch, call["op"], arguments, tiles):
             name = f"{compiled.name}-{compiled.hash[:12]}-sm{arch}"
             if name not in written:
                 (folder / f"{name}.cubin").write_bytes(compiled.asm["cubin"])

@@ -41,13 +41,19 @@ class Ranges:
 
 
 # Triton multiplies matrices of at least 16 x 16 x 16. A kernel without a loop to pipeline has one
-# number of stages.
+# number of stages; one that walks along a tensor counts its results, or vectors of them, as pixels.
 RANGES = {
     "conv2d_gather": Ranges((16, 256), (16, 256), (16, 128)),
     "conv2d_weight_grad": Ranges((16, 256), (16, 256), (16, 128)),
     "conv2d_act_pool2d": Ranges((8, 64), (32, 256), (8, 64)),
     "conv2d_depthwise": Ranges((1, 128), (8, 1024), (1, 1), stages=(2, 2)),
     "conv2d_pixel_sum": Ranges((1, 128), (1, 1), (16, 1024), stages=(2, 2)),
+    "pool2d": Ranges((1, 1), (32, 1024), (1, 1), stages=(2, 2)),
+    "pool2d_grad": Ranges((1, 1), (32, 1024), (1, 1), stages=(2, 2)),
+    "plane_pool2d": Ranges((1, 128), (8, 256), (1, 1), stages=(2, 2), sums_a_thread=32),
+    "gather": Ranges((1, 1), (32, 1024), (1, 1), stages=(2, 2)),
+    # All pairs of a scatter's pixels are compared.
+    "scatter": Ranges((1, 128), (4, 32), (1, 1), stages=(2, 2), sums_a_thread=2),
 }
 
 
@@ -112,6 +118,21 @@ def depthwise_tile(major: str) -> Tile:
 def pixel_sum_tile(major: str) -> Tile:
     """Choose the tile of a sum along the pixels: 8 elements a thread and step."""
     return Tile(32, 1, 32, 4, 2) if major == "channels" else Tile(4, 1, 256, 4, 2)
+
+
+def walk_tile() -> Tile:
+    """Choose the tile of a pool, its gradient or a gather: a result, or 16 bytes, for a thread."""
+    return Tile(1, 128, 1, 4, 2)
+
+
+def plane_tile(major: str) -> Tile:
+    """Choose the tile of a global pool: 4 elements a thread and step, so many of each plane."""
+    return Tile(32, 16, 1, 4, 2) if major == "channels" else Tile(8, 64, 1, 4, 2)
+
+
+def scatter_tile(major: str) -> Tile:
+    """Choose the tile of a scatter: a warp for a plane, or for a line of channels."""
+    return Tile(32, 8, 1, 4, 2) if major == "channels" else Tile(1, 32, 1, 1, 2)
 
 
 def act_pool2d_tile(dtype: torch.dtype, channels: int) -> Tile:

@@ -35,21 +35,10 @@ from cnnkern.triton_kernels.activation import activate
 from cnnkern.triton_kernels.config import act_pool2d_tile
 from cnnkern.triton_kernels.conv2d import conv2d_activated
 from cnnkern.triton_kernels.launch import accumulator, jit, launch, needs_int64, precision
-from cnnkern.triton_kernels.pool2d import run_pool2d
+from cnnkern.triton_kernels.pool2d import larger, run_pool2d
 from cnnkern.triton_kernels.tuning import choose
 
 MAX_CHANNELS = 15  # of the input: from 16 on, conv2d steps through channels tap by tap
-
-
-@triton.jit
-def larger(value, at, other, other_at):
-    """Choose the larger of two elements of a window, as max_pool2d does."""
-    either = (value != value) | (other != other)
-    # NaN beats everything, the last one of several; the first of equal values is taken.
-    last = (other != other) & ((value == value) | (other_at > at))
-    greater = (other > value) | ((other == value) & (other_at < at))
-    take = tl.where(either, last, greater)
-    return tl.where(take, other, value), tl.where(take, other_at, at)
 
 
 @jit

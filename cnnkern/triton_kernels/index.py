@@ -15,9 +15,9 @@ import triton.language as tl
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
+from cnnkern.triton_kernels.config import walk_tile
 from cnnkern.triton_kernels.launch import needs_int64
-
-THREADS = 128
+from cnnkern.triton_kernels.tuning import choose
 
 
 @functools.lru_cache(maxsize=4096)
@@ -101,12 +101,20 @@ def vector(nhwc: bool, *tensors: Tensor) -> int:
 class Walk:
     """A dense 4-D tensor to be written in the order of its memory, and the constexprs for it."""
 
-    def __init__(self, out: Tensor, nhwc: bool, *inputs: Tensor, also_big: bool = False) -> None:
+    def __init__(
+        self, kernel: str, kind: str, taps: int, out: Tensor, nhwc: bool, *inputs: Tensor,
+        also_big: bool = False,
+    ) -> None:  # fmt: skip
+        """Choose the tile of `kernel`, whose threads read `taps` elements for a result."""
         self.out, self.nhwc = out, nhwc
         self.vec = vector(self.nhwc, out, *inputs)
         self.big = also_big or needs_int64(out, *inputs)
         self.units = out.numel() // self.vec
-        self.programs = -(-self.units // THREADS)
+        layout = "nhwc" if nhwc else "nchw"
+        self.tile = choose(
+            kernel, walk_tile(), out, (kind, layout, self.vec), (self.units, taps)
+        )  # fmt: skip
+        self.programs = -(-self.units // self.tile.pixels)
 
     def sizes(self) -> tuple[int, ...]:
         """Return the arguments units, C, C_magic, P, P_magic, Q, Q_magic."""
@@ -126,6 +134,6 @@ class Walk:
             "NHWC": self.nhwc,
             "VEC": self.vec,
             "BIG": self.big,
-            "UNITS": THREADS,
-            "num_warps": THREADS // 32,
+            "UNITS": self.tile.pixels,
+            "num_warps": self.tile.warps,
         }

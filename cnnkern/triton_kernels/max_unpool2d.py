@@ -18,10 +18,12 @@ import triton.language as tl
 from torch import Tensor
 
 from cnnkern.ops import _check_devices, _check_floats, _new, is_nhwc
+from cnnkern.triton_kernels.config import scatter_tile
 from cnnkern.triton_kernels.index import Walk, flat_index, unravel
 from cnnkern.triton_kernels.launch import jit, launch, needs_int64
 from cnnkern.triton_kernels.pool2d import check_adaptive_size
 from cnnkern.triton_kernels.pool2d_grad import check_saved_size
+from cnnkern.triton_kernels.tuning import choose
 
 
 @triton.jit
@@ -115,26 +117,31 @@ def run_scatter(x: Tensor, at: Tensor, y: Tensor, nhwc: bool, add: bool) -> None
     """Scatter `x` [N, C, P, Q] to the positions `at` of y's planes."""
     N, C, H, W = y.shape
     total = torch.empty_like(y, dtype=torch.float32) if add and y.itemsize == 2 else y
-    # A warp per plane of NCHW; a line of channels per program of NHWC.
-    windows, channels = (8, 32) if nhwc else (32, 1)
-    blocks = -(-C // channels)
+    major = "channels" if nhwc else "any"
+    windows = x.size(2) * x.size(3)
+    tile = choose(
+        "scatter", scatter_tile(major), x, (major, "add" if add else "keep"),
+        (N, C, windows, H * W),
+    )  # fmt: skip
+    blocks = -(-C // tile.channels)
     launch(
-        scatter_kernel, N * blocks, y, x, at, total, y, C, x.size(3), x.size(2) * x.size(3), H * W,
-        blocks, *x.stride(), *at.stride(), y.stride(0), y.stride(1), y.stride(3),
-        ADD=add, BIG=needs_int64(x, at, y), WINDOWS=windows, CHANNELS=channels,
-        CLEAR=256 // channels, num_warps=4 if nhwc else 1,
+        scatter_kernel, N * blocks, y, x, at, total, y, C, x.size(3), windows, H * W, blocks,
+        *x.stride(), *at.stride(), y.stride(0), y.stride(1), y.stride(3),
+        ADD=add, BIG=needs_int64(x, at, y), WINDOWS=tile.pixels, CHANNELS=tile.channels,
+        CLEAR=256 // tile.channels, num_warps=tile.warps,
     )  # fmt: skip
 
 
 def run_gather(x: Tensor, at: Tensor, y: Tensor, nhwc: bool, window: tuple) -> None:
     """Gather `y` [N, C, P, Q] from x's planes; `window` is that of offsets."""
     H, W = x.shape[2:]
-    walk = Walk(y, nhwc, x, at, also_big=H * W >= 2**31)
+    saved = "offsets" if at.dtype == torch.uint8 else "indices"
+    walk = Walk("gather", saved, 1, y, nhwc, x, at, also_big=H * W >= 2**31)
     _, S, *geometry = window
     launch(
         gather_kernel, walk.programs, y, x, at, y, *walk.sizes(), H, W, *walk.strides(x),
         *walk.strides(at), S, *geometry,
-        SAVED="offsets" if at.dtype == torch.uint8 else "indices", **walk.meta(),
+        SAVED=saved, **walk.meta(),
     )  # fmt: skip
 
 

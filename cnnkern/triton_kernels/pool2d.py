@@ -1,12 +1,12 @@
-"""Max and average pools, plain and adaptive: one kernel, a thread per output, and one for means.
+"""Max and average pools, plain and adaptive: a kernel with a thread per output, and a global one.
 
     y[n, c, p, q] = max or mean of x[n, c, h, w] over the window that starts at (p, q)'s corner
 
 Threads follow the output's memory, so stores are whole lines, and neighbours read neighbouring
 windows. channels_last tensors are read 16 bytes of channels at a time. A window's corner and end
 are all that differs between plain, padded, dilated, ceil_mode and adaptive pools. What backward
-needs of a max pool is one byte an output: the offset of the maximum inside its window. In NCHW the
-mean of a whole plane is too long for one thread, so neighbours share a plane.
+needs of a max pool is one byte an output: the offset of the maximum inside its window. A window of
+the whole plane is too long for one thread, so neighbours share it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from cnnkern.ops import (
     pool2d_output_size,
 )
 from cnnkern.triton_kernels.activation import activate
+from cnnkern.triton_kernels.config import plane_tile
 from cnnkern.triton_kernels.index import Walk, flat_index, unravel
 from cnnkern.triton_kernels.launch import accumulator, jit, launch, needs_int64
+from cnnkern.triton_kernels.tuning import choose
 
-# Planes of a program that averages whole ones, elements of each at a time, and the smallest plane.
-PLANES, BLOCK, SMALLEST = 8, 64, 32
+SMALLEST = 32  # elements of a plane that several threads share
 # Windows with kernels of their own, which know as constants: size, stride, padding, dilation.
 KNOWN_WINDOWS = (
     (2, 2, 2, 2, 0, 0, 1, 1),
@@ -137,31 +138,90 @@ def pool2d_kernel(
         tl.store(saved_ptr + y, at.to(tl.int64), mask=mask)
 
 
+@triton.jit
+def larger(value, at, other, other_at):
+    """Choose the larger of two elements of a window, as max_pool2d does."""
+    either = (value != value) | (other != other)
+    # NaN beats everything, the last one of several; the first of equal values is taken.
+    last = (other != other) & ((value == value) | (other_at > at))
+    greater = (other > value) | ((other == value) & (other_at < at))
+    take = tl.where(either, last, greater)
+    return tl.where(take, other, value), tl.where(take, other_at, at)
+
+
 @jit
-def plane_mean_kernel(
-    x_ptr, y_ptr, planes, C, size, x_n, x_c,
-    ACC: tl.constexpr, BIG: tl.constexpr, PLANES: tl.constexpr, BLOCK: tl.constexpr,
+def plane_pool2d_kernel(
+    x_ptr, y_ptr, saved_ptr, N, C, size, blocks, x_n, x_c, x_i, divisor,
+    KIND: tl.constexpr, SAVE: tl.constexpr, ACC: tl.constexpr, NHWC: tl.constexpr,
+    VEC: tl.constexpr, BIG: tl.constexpr, PLANES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Average whole planes: neighbours read along one, and add up at the end."""
+    """Pool whole planes, BLOCK elements of PLANES planes at a time, and across at the end.
+
+    What the layout has in vectors, channels or a plane's elements, is counted in units of VEC.
+    """
     INDEX: tl.constexpr = tl.int64 if BIG else tl.int32
-    plane = tl.program_id(0).to(INDEX) * PLANES + tl.arange(0, PLANES)
-    base = plane // C * x_n + plane % C * x_c
-    total = tl.zeros((PLANES, BLOCK), ACC)
+    x_n = x_n * VEC
+    if NHWC:
+        C, x_i, x_c = C * VEC, x_i * VEC, 1
+        n = (tl.program_id(0) // blocks).to(INDEX)
+        c = (tl.program_id(0) % blocks) * PLANES + tl.arange(0, PLANES)
+    else:
+        size, x_c, x_i = size * VEC, x_c * VEC, 1
+        plane = tl.program_id(0).to(INDEX) * PLANES + tl.arange(0, PLANES)
+        n, c = plane // C, plane % C
+    in_plane = (n < N) & (c < C)
+    base = n * x_n + c.to(INDEX) * x_c
+    value = tl.full((PLANES, BLOCK), 0.0 if KIND == "avg" else -float("inf"), ACC)
+    at = tl.zeros((PLANES, BLOCK), INDEX) + tl.arange(0, BLOCK)[None, :]
     for start in range(0, size, BLOCK):
-        i = start + tl.arange(0, BLOCK)
-        mask = (plane < planes)[:, None] & (i < size)[None, :]
-        total += tl.load(x_ptr + base[:, None] + i[None, :], mask=mask, other=0.0).to(ACC)
-    mean = divided(tl.sum(total, 1), size)
-    tl.store(y_ptr + plane, mean.to(y_ptr.dtype.element_ty), mask=plane < planes)
+        i = tl.cast(start, INDEX) + tl.arange(0, BLOCK)
+        mask = in_plane[:, None] & (i < size)[None, :]
+        offset = base[:, None] + (i * x_i)[None, :]
+        if KIND == "avg":
+            value += tl.load(x_ptr + offset, mask=mask, other=0.0).to(ACC)
+        else:
+            x = tl.load(x_ptr + offset, mask=mask, other=-float("inf")).to(ACC)
+            take = (x > value) | (x != x)
+            value, at = tl.where(take, x, value), tl.where(take, i[None, :], at)
+    if KIND == "avg":
+        y = divided(tl.sum(value, 1), divisor)
+    else:
+        y, at = tl.reduce((value, at), 1, larger)
+    plane = n * C + c
+    if SAVE != "none":
+        tl.store(saved_ptr + plane, at.to(saved_ptr.dtype.element_ty), mask=in_plane)
+    tl.store(y_ptr + plane, y.to(y_ptr.dtype.element_ty), mask=in_plane)
 
 
-def run_plane_mean(x: Tensor, y: Tensor) -> None:
-    """Average the planes of `x`, each of which is dense, into `y` [N, C, 1, 1]."""
-    planes, size = y.numel(), x.size(2) * x.size(3)
+def is_whole_plane(x: Tensor, y: Tensor, nhwc: bool, window: tuple, adaptive: bool) -> bool:
+    """Tell whether the one window of each plane is the plane, in memory without gaps, and large."""
+    H, W = x.shape[2:]
+    dense = x.stride(2) == W * x.stride(3) and (nhwc or x.stride(3) == 1)
+    whole = adaptive or window == (H, W, *window[2:4], 0, 0, 1, 1)
+    return dense and whole and y.shape[2:] == (1, 1) and H * W >= SMALLEST
+
+
+def run_plane_pool2d(
+    x: Tensor, y: Tensor, nhwc: bool, kind: str, saved: Tensor | None, divisor: int
+) -> None:
+    """Pool each plane of `x` to one element of `y`."""
+    (N, C, H, W), (x_n, x_c, _, x_w) = x.shape, x.stride()
+    size, vec = H * W, 16 // x.itemsize
+    if any(n % vec for n in ((C, x_n, x_w) if nhwc else (size, x_n, x_c))):
+        vec = 1
+    major = "channels" if nhwc else "pixels"
+    tile = choose(
+        "plane_pool2d", plane_tile(major), x, (kind, major, vec), (N * C, size)
+    )  # fmt: skip
+    blocks = triton.cdiv(C, tile.channels)
+    programs = N * blocks if nhwc else triton.cdiv(N * C, tile.channels)
     launch(
-        plane_mean_kernel, triton.cdiv(planes, PLANES), x, x, y, planes, x.size(1), size,
-        x.stride(0), x.stride(1), ACC=accumulator(x.dtype),
-        BIG=needs_int64(x, y) or size >= 2**30, PLANES=PLANES, BLOCK=BLOCK, num_warps=4,
+        plane_pool2d_kernel, programs, x, x, y, y if saved is None else saved, N,
+        C // vec if nhwc else C, size if nhwc else size // vec, blocks, x_n // vec,
+        x_c if nhwc else x_c // vec, x_w // vec if nhwc else x_w, divisor or size,
+        KIND=kind, SAVE="none" if saved is None else "at", ACC=accumulator(x.dtype), NHWC=nhwc,
+        VEC=vec, BIG=needs_int64(x, y) or size >= 2**30, PLANES=tile.channels, BLOCK=tile.pixels,
+        num_warps=tile.warps,
     )  # fmt: skip
 
 
@@ -170,12 +230,16 @@ def run_pool2d(
     include_pad: bool = True, divisor: int = 0, activation: str = "none", adaptive: bool = False,
 ) -> None:  # fmt: skip
     """Pool `x` into `y`; `window` is R, S, stride, padding and dilation, (height, width) each."""
+    if activation == "none" and is_whole_plane(x, y, nhwc, window, adaptive):
+        run_plane_pool2d(x, y, nhwc, kind, saved, divisor)
+        return
     H, W = x.shape[2:]
     P, Q = y.shape[2:]
     # A product of the extents is formed by adaptive windows, and by indices.
     big = H * W >= 2**31 or (adaptive and max((P + 1) * H, (Q + 1) * W) >= 2**31)
     outputs = (y,) if saved is None else (y, saved)
-    walk = Walk(y, nhwc, x, *outputs[1:], also_big=big)
+    taps = window[0] * window[1]
+    walk = Walk("pool2d", kind, taps, y, nhwc, x, *outputs[1:], also_big=big)
     save = "none" if saved is None else "offsets" if saved.dtype == torch.uint8 else "indices"
     launch(
         pool2d_kernel, walk.programs, x, x, y, y if saved is None else saved, *walk.sizes(), H, W,
@@ -228,11 +292,7 @@ def adaptive_avg_pool2d(input, output_size):
     _check_adaptive(op, input.shape, output_size)
     nhwc = is_nhwc(input)
     y = _new(input, (*input.shape[:2], *output_size), nhwc)
-    H, W = input.shape[2:]
-    if tuple(output_size) == (1, 1) and H * W >= SMALLEST and input.stride()[2:] == (W, 1):
-        run_plane_mean(input, y)
-        return y
-    window = adaptive_window((H, W), output_size)
+    window = adaptive_window(input.shape[2:], output_size)
     run_pool2d(input, y, nhwc, window, "avg", include_pad=False, adaptive=True)
     return y
 

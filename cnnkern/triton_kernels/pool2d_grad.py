@@ -10,6 +10,8 @@ told by comparing one saved byte (or int64 index) with its own place in the wind
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -134,13 +136,13 @@ def run_pool2d_grad(
     P, Q = dy.shape[2:]
     big = H * W >= 2**31 or (adaptive and max((P + 1) * (H + 1), (Q + 1) * (W + 1)) >= 2**31)
     given = [t for t in (dy, saved, value) if t is not None]
-    walk = Walk(dx, nhwc, *given, also_big=big)
     R, S, stride_h, stride_w, _, _, dil_h, dil_w = window
     if adaptive:
         covers = (P - 1) // H + 2, (Q - 1) // W + 2
     else:  # of windows `stride` apart and dil * (taps - 1) + 1 long, no more cover one element
         covers = dil_h * (R - 1) // stride_h + 1, dil_w * (S - 1) // stride_w + 1
     known = known_window(*window)
+    walk = Walk("pool2d_grad", kind, math.prod(covers), dx, nhwc, *given, also_big=big)
     units, C, C_magic, H, H_magic, W, W_magic = walk.sizes()
     strides = [walk.strides(t) if t is not None else (0, 0, 0, 0) for t in (dy, saved, value)]
     launch(

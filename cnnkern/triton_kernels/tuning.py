@@ -39,6 +39,7 @@ _timer: Timer | None = None  # of the search that is on, in all threads
 _trial = threading.local()
 _lock = threading.RLock()
 _tiles: Tiles | None = None
+_ahead: dict[str, Tile] = {}  # for launches that are recorded, not made
 
 
 # ---- choosing ----------------------------------------------------------------------------------
@@ -54,7 +55,7 @@ def choose(kernel: str, table: Tile, like: Tensor, kind: tuple, sizes: tuple[int
         if key in _trial.forced:
             return _trial.forced[key]
     if like.device.type != "cuda":
-        return table
+        return _ahead.get(key, table)
     return _known().get(machine(like.device), {}).get(key, table)
 
 
@@ -65,15 +66,55 @@ def _bucket(size: int) -> int:
 @cache
 def machine(device: torch.device) -> str:
     """Name what tiles are good for: the GPU, and the versions of all that makes its code."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{torch.cuda.get_device_name(device)}{_suffix(10 * major + minor)}"
+
+
+def _suffix(arch: int) -> str:
+    """Return how the names of machines of an architecture end, with the versions of this one."""
     import cnnkern
 
     try:
         triton = version("triton")
     except PackageNotFoundError:
         triton = "none"
-    major, minor = torch.cuda.get_device_capability(device)
-    gpu = f"{torch.cuda.get_device_name(device)}, sm_{major}{minor}"
-    return f"{gpu}, torch {torch.__version__}, triton {triton}, cnnkern {cnnkern.__version__}"
+    versions = f"torch {torch.__version__}, triton {triton}, cnnkern {cnnkern.__version__}"
+    return f", sm_{arch}, {versions}"
+
+
+def tiles_for(arch: int, gpu: str | None = None, file: Path | None = None) -> dict[str, Tile]:
+    """Return the tiles that were found on GPUs of an architecture, with this machine's versions.
+
+    Args:
+        gpu: the name of the GPU, which matters where several of that architecture were tuned.
+        file: an exported file; by default the user's cache.
+
+    Raises:
+        OSError, ValueError: as `read`; or there are tiles for several GPUs, or none for that one.
+    """
+    suffix = _suffix(arch)
+    found = {
+        name.removesuffix(suffix): tiles
+        for name, tiles in (_read_or_warn() if file is None else read(file)).items()
+        if name.endswith(suffix)
+    }
+    names = ", ".join(map(repr, sorted(found))) or "none"
+    if gpu is not None and gpu not in found:
+        raise ValueError(f"tuned tiles: there are none for {gpu!r}{suffix}, only for {names}")
+    if gpu is None and len(found) > 1:
+        raise ValueError(f"tuned tiles: the gpu has to be named, one of {names}")
+    return found[gpu] if gpu is not None else next(iter(found.values()), {})
+
+
+@contextlib.contextmanager
+def compiling_with(tiles: dict[str, Tile]) -> Iterator[None]:
+    """Launch recorded kernels with these tiles, where there is one, instead of the table's."""
+    global _ahead
+    before, _ahead = _ahead, tiles
+    try:
+        yield
+    finally:
+        _ahead = before
 
 
 # ---- searching ---------------------------------------------------------------------------------

@@ -178,9 +178,13 @@ def activate():
     """Makes Triton compile for, and run on, the emulated device."""
     from triton.compiler.compiler import CompiledKernel
     from triton.runtime import driver
+    from triton.runtime.errors import OutOfResources
 
     def init_handles(self):
         if self.module is None:
+            limit = EmulatedDevice.utils.get_device_properties(0)["max_shared_mem"]
+            if self.metadata.shared > limit:
+                raise OutOfResources(self.metadata.shared, limit, "shared memory")
             self.module, self.function = self, 0
             self.n_regs = self.n_spills = 0
             self.n_max_threads = 1024
