@@ -1,7 +1,7 @@
 """Write the README's tables, and a bar chart, from bench/results/*.csv: ``python -m bench.chart``.
 
 Nothing is measured here. A row of the table sums up one pass in one layout on one machine; the
-chart, bench/results/ratios.svg, shows every problem.
+chart, bench/results/ratios.svg, shows every problem. With --cudnn it draws what bench.cudnn found.
 """
 
 from __future__ import annotations
@@ -129,23 +129,37 @@ def _markdown(header: list[str], body: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *body])
 
 
-def chart(rows: Rows, path: Path) -> None:
-    """Draw every problem's ratio to the best of torch, a panel a pass, ours faster to the right."""
+def torch_panels(rows: Rows) -> dict[str, Rows]:
+    """Group what is drawn against torch on a CPU: a panel a pass."""
+    panels: dict[str, Rows] = defaultdict(list)
+    for row in rows:
+        if row["subject"] != "lenet" and row["dtype"] == "float32":
+            panels[f"{SUBJECTS[row['subject']]}, {PASSES[row['pass']]}"].append(row)
+    return panels
+
+
+def cudnn_panels(rows: Rows) -> dict[str, Rows]:
+    """Group what is drawn against cuDNN: what a plain call takes, a panel a pass and type."""
+    panels: dict[str, Rows] = defaultdict(list)
+    for row in rows:
+        if row["algo"] in ("auto", "cuda"):  # of convolutions, of pools
+            panels[f"{PASSES[row['pass']]}, {row['dtype']}"].append(row)
+    return panels
+
+
+def chart(panels: dict[str, Rows], peer: str, path: Path) -> None:
+    """Draw every problem's ratio to the best of its peer, ours faster to the right."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     mpl.rcParams["svg.hashsalt"] = "cnnkern"  # the same numbers give the same file
     from matplotlib import pyplot as plt
 
-    rows = [r for r in rows if r["subject"] != "lenet" and r["dtype"] == "float32"]
-    panels: dict[tuple[str, str], Rows] = defaultdict(list)
-    for row in rows:
-        panels[row["subject"], row["pass"]].append(row)
     tallest = max(len({r["name"] for r in group}) for group in panels.values())
     figure, axes = plt.subplots(
         1, len(panels), figsize=(4.2 * len(panels), 1 + 0.24 * tallest), squeeze=False
     )
-    for axis, ((subject, which), group) in zip(axes[0], panels.items(), strict=True):
+    for axis, (title, group) in zip(axes[0], panels.items(), strict=True):
         names = list(dict.fromkeys(r["name"] for r in group))[::-1]
         for offset, layout, colour in ((0.2, "nchw", "#3b6ea8"), (-0.2, "nhwc", "#d98a3d")):
             chosen = [r for r in group if r["layout"] == layout]
@@ -162,9 +176,9 @@ def chart(rows: Rows, path: Path) -> None:
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
         axis.set_yticks(range(len(names)), names, fontsize=7)
         axis.tick_params(axis="x", labelsize=7)
-        axis.set_title(f"{SUBJECTS[subject]}, {PASSES[which]}", fontsize=9)
+        axis.set_title(title, fontsize=9)
     axes[0][0].legend(fontsize=7)
-    figure.supxlabel("speed against the best of torch NCHW and channels_last", fontsize=9)
+    figure.supxlabel(f"speed against the best of {peer} NCHW and channels_last", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
 
@@ -187,7 +201,11 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--svg", action="store_true", help="draw the chart too (matplotlib)")
     options.add_argument("--check", action="store_true", help="fail if the README is out of date")
+    options.add_argument("--cudnn", type=Path, help="draw this CSV of bench.cudnn, beside it")
     args = options.parse_args()
+    if args.cudnn:
+        chart(cudnn_panels(read(args.cudnn)), "cuDNN", args.cudnn.with_suffix(".svg"))
+        return 0
     rows = load()
     if not rows:
         print(f"no results in {RESULTS}: run python -m bench.conv2d --csv first", file=sys.stderr)
@@ -199,7 +217,7 @@ def main() -> int:
         return int(new != text)
     README.write_text(new)
     if args.svg:
-        chart(rows, RESULTS / "ratios.svg")
+        chart(torch_panels(rows), "torch", RESULTS / "ratios.svg")
     return 0
 
 

@@ -45,6 +45,7 @@ step info 60 .venv/bin/python -m cnnkern info
 step test 600 .venv/bin/python -m pytest -q -m gpu
 LINES_KEPT=2000
 step conv-and-pool $seconds .venv/bin/python -m bench.cudnn --quick --csv "$out/cudnn.csv"
+step chart 60 .venv/bin/python -m bench.chart --cudnn "$out/cudnn.csv"
 step lenet 120 .venv/bin/python -m bench.lenet --device cuda --quick --csv "$out/lenet.csv"
 step lenet-graph 120 .venv/bin/python -m bench.lenet --device cuda --graph --quick
 echo "gpu_check: $out/report.md" >&2

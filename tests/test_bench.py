@@ -27,6 +27,9 @@ def test_cudnn_on_one_tiny_problem(tmp_path):
     rows = list(csv.DictReader(path.open()))
     assert {row["algo"] for row in rows} >= {"auto", "direct", "cuda", "triton"}
     assert {row["pass"] for row in rows} == {"fwd", "dgrad", "wgrad", "train", "bwd"}
+    done = run("bench.chart", "--cudnn", path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "tiny max 2x2 8 @6" in path.with_suffix(".svg").read_text()
 
 
 def test_lenet_needs_no_more_memory_than_in_torch(tmp_path):
