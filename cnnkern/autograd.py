@@ -11,14 +11,8 @@ import functools
 
 import torch
 
-from cnnkern.ops import (
-    DEFAULT,
-    TRITON,
-    _library,
-    act_pool2d_saves,
-    conv2d_output_size,
-    max_pool2d_save,
-)
+from cnnkern.checks import act_pool2d_saves, conv2d_output_size, max_pool2d_save
+from cnnkern.ops import DEFAULT, TRITON, _library
 
 _CONV_ARGS = 6  # stride, padding, dilation, groups, padding_mode, algo
 

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from cnnkern import functional as F
 from cnnkern import nn as ours
-from cnnkern.ops import FLOAT_DTYPES
+from cnnkern.checks import FLOAT_DTYPES
 
 _MODULES = (
     "Conv1d", "Conv2d", "ConvTranspose2d", "MaxPool1d", "MaxPool2d", "AvgPool1d", "AvgPool2d",

@@ -19,6 +19,25 @@ from torch import Tensor
 
 from cnnkern import _C
 from cnnkern._cuda_library import status as cuda_library_status  # noqa: F401
+from cnnkern.checks import (
+    act_pool2d_saves,
+    check_4d,
+    check_act_pool_grad,
+    check_adaptive,
+    check_adaptive_grad,
+    check_bias,
+    check_devices,
+    check_divisor,
+    check_floats,
+    check_index_dtype,
+    check_saved_pool,
+    check_size,
+    check_unpool,
+    check_unpool_grad,
+    conv2d_output_size,
+    pool2d_output_size,
+    saved_dtype,
+)
 
 _CONV = (
     "int[2] stride=1, int[4] padding=0, int[2] dilation=1, int groups=1, "
@@ -150,8 +169,6 @@ for _name, _overload in itertools.product(
 
 # ---- fakes -------------------------------------------------------------------------------------
 
-FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
 
 def is_nhwc(t: Tensor) -> bool:
     """Tell whether outputs computed from `t` are channels_last; the rule of csrc/check.h."""
@@ -172,88 +189,6 @@ def _new(like: Tensor, sizes, nhwc: bool, dtype: torch.dtype | None = None) -> T
     )
 
 
-def _check_bias(op: str, bias: Tensor | None, channels) -> None:
-    if bias is not None and (bias.dim() != 1 or bias.size(0) != channels):
-        raise RuntimeError(f"cnnkern::{op}: bias must be [{channels}], got {list(bias.shape)}")
-
-
-def _check_grad_size(op: str, grad: Tensor, size) -> None:
-    if grad.dim() != 4 or any(a != b for a, b in zip(grad.shape, size, strict=True)):
-        raise RuntimeError(f"cnnkern::{op}: grad must be {list(size)}, got {list(grad.shape)}")
-
-
-def _check_floats(op: str, **tensors: Tensor | None) -> None:
-    """Refuse what is no float tensor, and what differs from the first in dtype or device."""
-    first_name, first = next(iter(tensors.items()))
-    for name, t in tensors.items():
-        if t is None:
-            continue
-        if t.dtype not in FLOAT_DTYPES:
-            raise RuntimeError(
-                f"cnnkern::{op}: {name} must be float32, float64, bfloat16 or float16, "
-                f"got {t.dtype}"
-            )
-        if t.dtype != first.dtype:
-            raise RuntimeError(
-                f"cnnkern::{op}: {name} must have the dtype of {first_name}, "
-                f"got {t.dtype} and {first.dtype}"
-            )
-    _check_devices(op, **tensors)
-
-
-def _check_devices(op: str, **tensors: Tensor | None) -> None:
-    first_name, first = next(iter(tensors.items()))
-    for name, t in tensors.items():
-        if t is not None and t.device != first.device:
-            raise RuntimeError(
-                f"cnnkern::{op}: {name} must be on the same device as {first_name}, "
-                f"got {t.device} and {first.device}"
-            )
-
-
-def _concrete(*sizes) -> bool:
-    return all(isinstance(x, int) for size in sizes for x in size)
-
-
-def conv2d_output_size(
-    op, input_size, weight_size, stride, padding, dilation, groups, padding_mode
-):
-    """Return [N, K, P, Q]; sizes that are all known are checked by the C++ rules."""
-    if _concrete(input_size, weight_size):
-        return _C.conv2d_output_size(
-            op, list(input_size), list(weight_size), stride, padding, dilation, groups, padding_mode
-        )
-    torch._check(len(input_size) == 4 and len(weight_size) == 4)
-    torch._check(input_size[1] == weight_size[1] * groups)
-    (N, _, H, W), (K, _, R, S) = input_size, weight_size
-    P = (H + padding[2] + padding[3] - dilation[0] * (R - 1) - 1) // stride[0] + 1
-    Q = (W + padding[0] + padding[1] - dilation[1] * (S - 1) - 1) // stride[1] + 1
-    return [N, K, P, Q]
-
-
-def pool2d_output_size(op, input_size, kernel_size, stride, padding, dilation, ceil_mode):
-    """Return [N, C, P, Q]; sizes that are all known are checked by the C++ rules."""
-    if _concrete(input_size):
-        return _C.pool2d_output_size(
-            op, list(input_size), kernel_size, stride, padding, dilation, ceil_mode
-        )
-    torch._check(len(input_size) == 4)
-    out = []
-    for size, k, s, p, d in zip(
-        input_size[2:], kernel_size, stride, padding, dilation, strict=True
-    ):
-        n = (size + 2 * p - d * (k - 1) - 1 + (s - 1 if ceil_mode else 0)) // s + 1
-        if ceil_mode:
-            n = torch.sym_min(n, (size + p - 1) // s + 1)
-        out.append(n)
-    return [*input_size[:2], *out]
-
-
-def _check_adaptive(op, input_size, output_size):
-    if _concrete(input_size, output_size):
-        _C.check_adaptive_pool2d(op, list(input_size), list(output_size))
-
-
 def _fake(name):
     def register(fake):
         for overload in OVERLOADS:
@@ -265,11 +200,11 @@ def _fake(name):
 @_fake("conv2d")
 def _(input, weight, bias=None, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=1,
       padding_mode="zeros", algo="auto"):  # fmt: skip
-    _check_floats("conv2d", input=input, weight=weight, bias=bias)
+    check_floats("conv2d", input=input, weight=weight, bias=bias)
     size = conv2d_output_size(
         "conv2d", input.shape, weight.shape, stride, padding, dilation, groups, padding_mode
     )
-    _check_bias("conv2d", bias, size[1])
+    check_bias("conv2d", bias, size[1])
     return _new(input, size, is_nhwc(input))
 
 
@@ -277,11 +212,11 @@ def _(input, weight, bias=None, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1
 def _(grad, weight, input_size, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=1,
       padding_mode="zeros", algo="auto"):  # fmt: skip
     op = "conv2d_input_grad"
-    _check_floats(op, grad=grad, weight=weight)
+    check_floats(op, grad=grad, weight=weight)
     size = conv2d_output_size(
         op, input_size, weight.shape, stride, padding, dilation, groups, padding_mode
     )
-    _check_grad_size(op, grad, size)
+    check_size(op, "grad", grad, size)
     return _new(grad, input_size, is_nhwc(grad))
 
 
@@ -289,82 +224,56 @@ def _(grad, weight, input_size, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1
 def _(grad, input, weight_size, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1), groups=1,
       padding_mode="zeros", algo="auto"):  # fmt: skip
     op = "conv2d_weight_grad"
-    _check_floats(op, grad=grad, input=input)
+    check_floats(op, grad=grad, input=input)
     size = conv2d_output_size(
         op, input.shape, weight_size, stride, padding, dilation, groups, padding_mode
     )
-    _check_grad_size(op, grad, size)
+    check_size(op, "grad", grad, size)
     return _new(grad, weight_size, False)
 
 
 @_fake("conv2d_bias_grad")
 def _(grad):
-    _check_floats("conv2d_bias_grad", grad=grad)
+    check_floats("conv2d_bias_grad", grad=grad)
+    check_4d("conv2d_bias_grad", "grad", grad, "[N, K, P, Q]")
     return grad.new_empty(grad.size(1))
-
-
-MAX_OFFSETS = 256  # a uint8 tells as many elements of a window apart
-
-
-def max_pool2d_save(kernel_size) -> str:
-    """Choose what a max pool saves for backward: offsets, or indices where those do not fit."""
-    return "offsets" if kernel_size[0] * kernel_size[1] <= MAX_OFFSETS else "indices"
-
-
-def _check_saved(op: str, indices: Tensor, kernel_size) -> None:
-    if indices.dtype == torch.uint8 and max_pool2d_save(kernel_size) != "offsets":
-        raise RuntimeError(
-            f"cnnkern::{op}: indices must be int64 where a window has over {MAX_OFFSETS} elements, "
-            f"got uint8 for kernel_size {list(kernel_size)}"
-        )
-
-
-def _saved_dtype(save: str, kernel_size) -> torch.dtype:
-    if save not in ("none", "offsets", "indices"):
-        raise RuntimeError(
-            f"cnnkern::max_pool2d: save must be 'none', 'offsets' or 'indices', got '{save}'"
-        )
-    if save == "offsets" and max_pool2d_save(kernel_size) != "offsets":
-        raise RuntimeError(
-            "cnnkern::max_pool2d: save='offsets' needs a window of at most 256 elements, "
-            f"got kernel_size {list(kernel_size)}"
-        )
-    return torch.int64 if save == "indices" else torch.uint8
 
 
 @_fake("max_pool2d")
 def _(input, kernel_size, stride, padding=(0, 0), dilation=(1, 1), ceil_mode=False, save="none"):
-    _check_floats("max_pool2d", input=input)
+    check_floats("max_pool2d", input=input)
     size = pool2d_output_size(
         "max_pool2d", input.shape, kernel_size, stride, padding, dilation, ceil_mode
     )
-    nhwc, dtype = is_nhwc(input), _saved_dtype(save, kernel_size)
+    nhwc, dtype = is_nhwc(input), saved_dtype(save, kernel_size)
     saved = input.new_empty(0, dtype=dtype) if save == "none" else _new(input, size, nhwc, dtype)
     return _new(input, size, nhwc), saved
 
 
 @_fake("max_pool2d_grad")
 def _(grad, indices, input_size, kernel_size, stride, padding=(0, 0), dilation=(1, 1)):
-    _check_floats("max_pool2d_grad", grad=grad)
-    _check_devices("max_pool2d_grad", grad=grad, indices=indices)
-    _check_saved("max_pool2d_grad", indices, kernel_size)
+    check_floats("max_pool2d_grad", grad=grad)
+    check_devices("max_pool2d_grad", grad=grad, indices=indices)
+    window = (kernel_size, stride, padding, dilation)
+    check_saved_pool("max_pool2d_grad", input_size, indices, *window)
+    check_size("max_pool2d_grad", "grad", grad, indices.shape)
     return _new(grad, input_size, is_nhwc(indices))
 
 
 @_fake("max_pool2d_gather")
 def _(input, indices, kernel_size, stride, padding=(0, 0), dilation=(1, 1)):
-    _check_floats("max_pool2d_gather", input=input)
-    _check_devices("max_pool2d_gather", input=input, indices=indices)
-    _check_saved("max_pool2d_gather", indices, kernel_size)
+    check_floats("max_pool2d_gather", input=input)
+    check_devices("max_pool2d_gather", input=input, indices=indices)
+    window = (kernel_size, stride, padding, dilation)
+    check_saved_pool("max_pool2d_gather", input.shape, indices, *window)
     return _new(input, indices.shape, is_nhwc(indices))
 
 
 @_fake("avg_pool2d")
 def _(input, kernel_size, stride, padding=(0, 0), ceil_mode=False, count_include_pad=True,
       divisor_override=None):  # fmt: skip
-    _check_floats("avg_pool2d", input=input)
-    if divisor_override == 0:
-        raise RuntimeError("cnnkern::avg_pool2d: divisor_override must not be 0, got 0")
+    check_floats("avg_pool2d", input=input)
+    check_divisor("avg_pool2d", divisor_override)
     size = pool2d_output_size(
         "avg_pool2d", input.shape, kernel_size, stride, padding, (1, 1), ceil_mode
     )
@@ -374,59 +283,61 @@ def _(input, kernel_size, stride, padding=(0, 0), ceil_mode=False, count_include
 @_fake("avg_pool2d_grad")
 def _(grad, input_size, kernel_size, stride, padding=(0, 0), ceil_mode=False,
       count_include_pad=True, divisor_override=None):  # fmt: skip
-    _check_floats("avg_pool2d_grad", grad=grad)
+    op = "avg_pool2d_grad"
+    check_floats(op, grad=grad)
+    check_divisor(op, divisor_override)
+    size = pool2d_output_size(op, input_size, kernel_size, stride, padding, (1, 1), ceil_mode)
+    check_size(op, "grad", grad, size)
     return _new(grad, input_size, is_nhwc(grad))
 
 
 @_fake("adaptive_avg_pool2d")
 def _(input, output_size):
-    _check_floats("adaptive_avg_pool2d", input=input)
-    _check_adaptive("adaptive_avg_pool2d", input.shape, output_size)
+    check_floats("adaptive_avg_pool2d", input=input)
+    check_adaptive("adaptive_avg_pool2d", input.shape, output_size)
     return _new(input, (*input.shape[:2], *output_size), is_nhwc(input))
 
 
 @_fake("adaptive_avg_pool2d_grad")
 def _(grad, input_size):
-    _check_floats("adaptive_avg_pool2d_grad", grad=grad)
+    check_floats("adaptive_avg_pool2d_grad", grad=grad)
+    check_adaptive_grad("adaptive_avg_pool2d_grad", "grad", grad, input_size)
     return _new(grad, input_size, is_nhwc(grad))
 
 
 @_fake("adaptive_max_pool2d")
 def _(input, output_size):
-    _check_floats("adaptive_max_pool2d", input=input)
-    _check_adaptive("adaptive_max_pool2d", input.shape, output_size)
+    check_floats("adaptive_max_pool2d", input=input)
+    check_adaptive("adaptive_max_pool2d", input.shape, output_size)
     size, nhwc = (*input.shape[:2], *output_size), is_nhwc(input)
     return _new(input, size, nhwc), _new(input, size, nhwc, torch.int64)
 
 
 @_fake("adaptive_max_pool2d_grad")
 def _(grad, indices, input_size):
-    _check_floats("adaptive_max_pool2d_grad", grad=grad)
-    _check_devices("adaptive_max_pool2d_grad", grad=grad, indices=indices)
+    op = "adaptive_max_pool2d_grad"
+    check_floats(op, grad=grad)
+    check_devices(op, grad=grad, indices=indices)
+    check_index_dtype(op, indices, or_offsets=False)
+    check_adaptive_grad(op, "indices", indices, input_size)
+    check_size(op, "grad", grad, indices.shape)
     return _new(grad, input_size, is_nhwc(indices))
 
 
 @_fake("max_unpool2d")
 def _(input, indices, output_size):
-    _check_floats("max_unpool2d", input=input)
-    _check_devices("max_unpool2d", input=input, indices=indices)
+    check_floats("max_unpool2d", input=input)
+    check_devices("max_unpool2d", input=input, indices=indices)
+    check_unpool("max_unpool2d", input, indices, output_size)
     return _new(input, (*input.shape[:2], *output_size), is_nhwc(input))
 
 
 @_fake("max_unpool2d_grad")
 def _(grad, indices):
-    _check_floats("max_unpool2d_grad", grad=grad)
-    _check_devices("max_unpool2d_grad", grad=grad, indices=indices)
+    check_floats("max_unpool2d_grad", grad=grad)
+    check_devices("max_unpool2d_grad", grad=grad, indices=indices)
+    check_unpool_grad("max_unpool2d_grad", grad, indices)
     return _new(grad, indices.shape, is_nhwc(indices))
-
-
-def act_pool2d_saves(activation: str, pool: str) -> bool:
-    """Tell whether backward needs the conv's output; else `output` and the offsets are enough.
-
-    It is the pre-activation for gelu and silu, the activation otherwise: relu, sigmoid and tanh
-    have derivatives that are functions of their value.
-    """
-    return activation in ("gelu", "silu") or (activation != "none" and pool == "avg")
 
 
 @_fake("conv2d_act_pool2d")
@@ -435,11 +346,11 @@ def _(input, weight, bias, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1),
       pool_stride=(2, 2), pool_padding=(0, 0), pool_ceil_mode=False, count_include_pad=True,
       save=False):  # fmt: skip
     op = "conv2d_act_pool2d"
-    _check_floats(op, input=input, weight=weight, bias=bias)
+    check_floats(op, input=input, weight=weight, bias=bias)
     conv_size = conv2d_output_size(
         op, input.shape, weight.shape, stride, padding, dilation, groups, padding_mode
     )
-    _check_bias(op, bias, conv_size[1])
+    check_bias(op, bias, conv_size[1])
     _C.check_act_pool(op, activation, pool, list(pool_kernel_size))
     size = conv_size
     if pool != "none":
@@ -459,6 +370,11 @@ def _(input, weight, bias, stride=(1, 1), padding=(0, 0, 0, 0), dilation=(1, 1),
 def _(grad, output, saved, offsets, input_size, activation="none", pool="none",
       pool_kernel_size=(2, 2), pool_stride=(2, 2), pool_padding=(0, 0), pool_ceil_mode=False,
       count_include_pad=True):  # fmt: skip
-    _check_floats("act_pool2d_grad", grad=grad, output=output, saved=saved)
-    _check_devices("act_pool2d_grad", grad=grad, offsets=offsets)
+    op = "act_pool2d_grad"
+    check_floats(op, grad=grad, output=output, saved=saved)
+    check_devices(op, grad=grad, offsets=offsets)
+    check_act_pool_grad(
+        op, grad, output, saved, offsets, input_size, activation, pool, pool_kernel_size,
+        pool_stride, pool_padding, pool_ceil_mode,
+    )  # fmt: skip
     return _new(grad, input_size, is_nhwc(output))

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from cnnkern.arguments import is_unbatched, output_extents, pair, single, window_stride
-from cnnkern.ops import DEFAULT, TRITON, max_pool2d_save
+from cnnkern.checks import max_pool2d_save
+from cnnkern.ops import DEFAULT, TRITON
 
 
 def _ops(op: str, algo: str):

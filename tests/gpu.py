@@ -76,6 +76,8 @@ def allocator_with_pools():
 
 
 CPU_TARGETS = tuple(Target("cpu", isa) for isa in _C.cpu_isas())
+if os.environ.get("TRITON_INTERPRET") == "1":
+    CPU_TARGETS = (Target("cpu", algo="triton"),)
 GPU_TARGETS = (Target("cuda"),)
 if importlib.util.find_spec("triton"):
     GPU_TARGETS += (Target("cuda", algo="triton"),)

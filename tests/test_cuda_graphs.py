@@ -13,13 +13,17 @@ import functools
 import pytest
 import torch
 from gpu import allocator_with_pools
+from samples import on_device, raw_calls
 from torch.nn.functional import cross_entropy
 
 import cnnkern
 from cnnkern import _C
 from cnnkern.lenet import LeNet
+from cnnkern.ops import OP_NAMES
 
 pytestmark = pytest.mark.gpu
+OPS = ()  # whatever a backend has
+CALLS = raw_calls()
 DENSE = {"input": (2, 16, 6, 7), "weight": (16, 16, 3, 3), "padding": 1}
 CONVS = {
     "depthwise": {"input": (2, 16, 6, 7), "weight": (16, 1, 3, 3), "padding": 1, "groups": 16},
@@ -95,6 +99,28 @@ def test_convolution(algo, format):
     inputs = tensors(format, dtype, size, weight, weight[:1], (2, weight[0], *size[2:]))
     call = with_gradients(functools.partial(cnnkern.conv2d, **problem, algo=algo), inputs)
     check(call, inputs)
+
+
+@pytest.mark.parametrize("name", OP_NAMES)
+def test_raw_ops(name, gpu):
+    """Each op by itself, in all the regimes that samples.py has calls of."""
+    for op, arguments in CALLS:
+        if op != name or not gpu.has(name):
+            continue
+        arguments = on_device(arguments, "cuda")
+
+        def call(arguments=arguments):
+            results = gpu.op(name)(*arguments)
+            return results if isinstance(results, tuple) else (results,)
+
+        graph, outputs = capture(call)
+        for x in arguments:
+            if isinstance(x, torch.Tensor) and x.is_floating_point():
+                x.copy_(torch.randn(x.shape))
+        expected = call()
+        assert not torch.equal(outputs[0], expected[0])
+        graph.replay()
+        assert all(map(torch.equal, outputs, expected))
 
 
 @pytest.mark.parametrize("pool", POOLS)

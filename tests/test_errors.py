@@ -372,6 +372,17 @@ def test_gradients_of_another_size(name):
             call_with(name, 0, wrong)
 
 
+@pytest.mark.parametrize("device", ("cpu", "meta"))
+def test_positions_of_another_batch(device):
+    """They would be scattered to planes that the result does not have."""
+    grad, size = torch.ones(3, 4, 3, 2, device=device), [2, 4, 7, 8]
+    parts = "[2, 4, 3, 2]", "[3, 4, 3, 2]"
+    with refused("adaptive_max_pool2d_grad", "indices", *parts, errors=RuntimeError):
+        ops.adaptive_max_pool2d_grad(grad, torch.zeros_like(grad, dtype=torch.int64), size)
+    with refused("adaptive_avg_pool2d_grad", "grad", *parts, errors=RuntimeError):
+        ops.adaptive_avg_pool2d_grad(grad, size)
+
+
 @pytest.mark.sanitize
 @pytest.mark.parametrize("device", ("cpu", "meta"))
 @pytest.mark.parametrize(("name", "side"), (("max_pool2d_grad", 1), ("max_pool2d_gather", 100)))

@@ -72,9 +72,40 @@ def test_half_precision(sm, which):
     check(launches, sm, ARCHS[sm][1], vectors)
 
 
-@pytest.mark.parametrize("sm", (80, 90))
-def test_tf32(sm):
-    check(record(sm, "fprop", torch.float32, "triton_tf32"), sm, ARCHS[sm][1], vectors=True)
+@pytest.mark.parametrize("sm", ARCHS)
+def test_bfloat16(sm):
+    check(record(sm, "fprop", torch.bfloat16), sm, ARCHS[sm][1], vectors=True)
+
+
+@pytest.mark.parametrize(("which", "algo"), (
+    ("fprop", "triton_tf32"), ("dgrad", "triton_tf32x3"), ("wgrad", "triton_tf32"),
+))  # fmt: skip
+@pytest.mark.parametrize("sm", [sm for sm in ARCHS if sm >= 80])
+def test_tf32(sm, which, algo):
+    """wgmma and tcgen05 take tf32 along the sum only: its transposed operands are no vectors."""
+    launches = record(sm, which, torch.float32, algo)
+    vectors = True if which != "wgrad" else "loads" if sm not in (90, 100) else False
+    check(launches, sm, ARCHS[sm][1], vectors)
+
+
+# Arguments of `record`, and whether there is a matrix product for tensor cores.
+KINDS = {
+    "nchw": ({"nhwc": False}, True),
+    "pointwise_nchw": ({"nhwc": False, "kernel": 1}, True),
+    "few_channels": ({"channels": 3, "kernel": 7}, True),
+    "groups": ({"groups": 64}, True),
+    "depthwise": ({"groups": 256}, False),
+    "float32": ({"dtype": torch.float32}, False),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sm", ARCHS)
+def test_other_kinds(sm, kind):
+    """Their results' pass, on every architecture; tensor cores by any of their instructions."""
+    options, multiplies = KINDS[kind]
+    launches = record(sm, "fprop", **{"dtype": torch.float16, **options})
+    check(launches, sm, r"mma\.sync|wgmma|tcgen05\.mma" if multiplies and sm >= 80 else None)
 
 
 @pytest.mark.parametrize("nhwc", (True, False), ids=("NHWC", "NCHW"))

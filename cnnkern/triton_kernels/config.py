@@ -8,7 +8,7 @@ starts from the table's tile and stays within `RANGES`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -98,6 +98,9 @@ def conv2d_tile(
     table = _TILES[kind]
     width = next((w for w in table if w is not None and channels <= w), None)
     tile = table[width]
+    if precision == "tf32x3" and kind == "tf32" and tile.channels >= 64:
+        # Both halves of each factor are in registers, beside the sums.
+        tile = replace(tile, pixels=tile.pixels // 2)
     if kind == "narrow" and width is None:
         if (channels + 127) // 128 * ((pixels + 127) // 128) < 64:
             tile = table[64]  # too few tiles for the SMs

@@ -9,14 +9,8 @@ import torch
 import triton
 from torch import Tensor
 
-from cnnkern.ops import (
-    _check_bias,
-    _check_floats,
-    _check_grad_size,
-    _new,
-    conv2d_output_size,
-    is_nhwc,
-)
+from cnnkern.checks import check_bias, check_floats, check_size, conv2d_output_size
+from cnnkern.ops import _new, is_nhwc
 from cnnkern.triton_kernels.config import conv2d_tile, depthwise_tile
 from cnnkern.triton_kernels.conv2d_depthwise import conv2d_depthwise_kernel
 from cnnkern.triton_kernels.conv2d_fold import fold
@@ -179,11 +173,11 @@ def conv2d_activated(
     op: str, input, weight, bias, stride, padding, dilation, groups, padding_mode, algo, activation
 ) -> Tensor:
     """Convolve, add the bias and apply the activation in one kernel, on behalf of `op`."""
-    _check_floats(op, input=input, weight=weight, bias=bias)
+    check_floats(op, input=input, weight=weight, bias=bias)
     size = conv2d_output_size(
         op, input.shape, weight.shape, stride, padding, dilation, groups, padding_mode
     )
-    _check_bias(op, bias, size[1])
+    check_bias(op, bias, size[1])
     y = _new(input, size, is_nhwc(input))
     if y.numel():
         _gather(
@@ -199,11 +193,11 @@ def conv2d_input_grad(
 ) -> Tensor:  # fmt: skip
     """Differentiate conv2d by its input: `cnnkern.ops` has the contract."""
     op = "conv2d_input_grad"
-    _check_floats(op, grad=grad, weight=weight)
+    check_floats(op, grad=grad, weight=weight)
     size = conv2d_output_size(
         op, input_size, weight.shape, stride, padding, dilation, groups, padding_mode
     )
-    _check_grad_size(op, grad, size)
+    check_size(op, "grad", grad, size)
     ieee, nhwc = precision(op, algo), is_nhwc(grad)
     y = _new(grad, input_size, nhwc)
     if y.numel() == 0:

@@ -22,15 +22,14 @@ import triton.language as tl
 from torch import Tensor
 
 from cnnkern import _C
-from cnnkern.ops import (
-    _check_bias,
-    _check_floats,
-    _new,
+from cnnkern.checks import (
     act_pool2d_saves,
+    check_bias,
+    check_floats,
     conv2d_output_size,
-    is_nhwc,
     pool2d_output_size,
 )
+from cnnkern.ops import _new, is_nhwc
 from cnnkern.triton_kernels.activation import activate
 from cnnkern.triton_kernels.config import act_pool2d_tile
 from cnnkern.triton_kernels.conv2d import conv2d_activated
@@ -172,10 +171,10 @@ def conv2d_act_pool2d(
 ):  # fmt: skip
     """Convolve, activate and pool: `cnnkern.ops` has the contract."""
     op = "conv2d_act_pool2d"
-    _check_floats(op, input=input, weight=weight, bias=bias)
+    check_floats(op, input=input, weight=weight, bias=bias)
     conv = (stride, padding, dilation, groups, padding_mode)
     conv_size = conv2d_output_size(op, input.shape, weight.shape, *conv)
-    _check_bias(op, bias, conv_size[1])
+    check_bias(op, bias, conv_size[1])
     _C.check_act_pool(op, activation, pool, list(pool_kernel_size))
     ieee = precision(op, algo)
     size = conv_size

@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cnnkern.ops import _check_floats, _check_grad_size, _new, conv2d_output_size
+from cnnkern.checks import check_4d, check_floats, check_size, conv2d_output_size
+from cnnkern.ops import _new
 from cnnkern.triton_kernels.config import conv2d_weight_tile, pixel_chunk, pixel_sum_tile
 from cnnkern.triton_kernels.conv2d_gather import padded_index
 from cnnkern.triton_kernels.index import divide, magic
@@ -196,7 +197,7 @@ def sum_slices_kernel(
     i = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     acc = tl.zeros((BLOCK,), part_ptr.dtype.element_ty)
     for slice in range(slices):
-        acc += tl.load(part_ptr + slice.to(tl.int64) * size + i, mask=i < size, other=0.0)
+        acc += tl.load(part_ptr + tl.cast(slice, tl.int64) * size + i, mask=i < size, other=0.0)
     tl.store(y_ptr + i, acc.to(y_ptr.dtype.element_ty), mask=i < size)
 
 
@@ -225,11 +226,11 @@ def conv2d_weight_grad(
 ) -> Tensor:  # fmt: skip
     """Differentiate conv2d by its weight: `cnnkern.ops` has the contract."""
     op = "conv2d_weight_grad"
-    _check_floats(op, grad=grad, input=input)
+    check_floats(op, grad=grad, input=input)
     size = conv2d_output_size(
         op, input.shape, weight_size, stride, padding, dilation, groups, padding_mode
     )
-    _check_grad_size(op, grad, size)
+    check_size(op, "grad", grad, size)
     ieee = precision(op, algo)
     y = _new(grad, weight_size, False)
     K, C, R, S = weight_size
@@ -283,7 +284,8 @@ def conv2d_weight_grad(
 
 def conv2d_bias_grad(grad: Tensor) -> Tensor:
     """Differentiate conv2d by its bias: `cnnkern.ops` has the contract."""
-    _check_floats("conv2d_bias_grad", grad=grad)
+    check_floats("conv2d_bias_grad", grad=grad)
+    check_4d("conv2d_bias_grad", "grad", grad, "[N, K, P, Q]")
     y = grad.new_empty(grad.size(1))
     one, none = (1, 1), (0, 0, 0, 0)
     _pixel_sum(grad, None, y, one, one, none, one, "zeros", 1)

@@ -17,12 +17,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cnnkern.ops import _check_devices, _check_floats, _new, is_nhwc
+from cnnkern.checks import (
+    check_adaptive_grad,
+    check_devices,
+    check_floats,
+    check_index_dtype,
+    check_saved_pool,
+    check_size,
+    check_unpool,
+    check_unpool_grad,
+)
+from cnnkern.ops import _new, is_nhwc
 from cnnkern.triton_kernels.config import scatter_tile
 from cnnkern.triton_kernels.index import Walk, flat_index, unravel
 from cnnkern.triton_kernels.launch import jit, launch, needs_int64
-from cnnkern.triton_kernels.pool2d import check_adaptive_size
-from cnnkern.triton_kernels.pool2d_grad import check_saved_size
 from cnnkern.triton_kernels.tuning import choose
 
 
@@ -148,34 +156,11 @@ def run_gather(x: Tensor, at: Tensor, y: Tensor, nhwc: bool, window: tuple) -> N
 PLAIN = (1, 1, 1, 1, 0, 0, 1, 1)
 
 
-def _check_index(op: str, indices: Tensor) -> None:
-    if indices.dtype != torch.int64:
-        raise RuntimeError(f"cnnkern::{op}: indices must be int64, got {indices.dtype}")
-
-
-def _check_shape(op: str, name: str, t: Tensor, size) -> None:
-    if list(t.shape) != list(size):
-        raise RuntimeError(f"cnnkern::{op}: {name} must be {list(size)}, got {list(t.shape)}")
-
-
-def _check_4d(op: str, name: str, t: Tensor, letters: str) -> None:
-    if t.dim() != 4:
-        raise RuntimeError(
-            f"cnnkern::{op}: {name} must be {letters}, got {t.dim()} dimensions: {list(t.shape)}"
-        )
-
-
 def max_unpool2d(input, indices, output_size):
     op = "max_unpool2d"
-    _check_floats(op, input=input)
-    _check_devices(op, input=input, indices=indices)
-    _check_4d(op, "input", input, "[N, C, P, Q]")
-    if len(output_size) != 2 or min(output_size) < 1 or max(output_size) >= 2**31:
-        raise RuntimeError(
-            f"cnnkern::{op}: output_size must be at least 1, got {list(output_size)}"
-        )
-    _check_index(op, indices)
-    _check_shape(op, "input", input, indices.shape)
+    check_floats(op, input=input)
+    check_devices(op, input=input, indices=indices)
+    check_unpool(op, input, indices, output_size)
     nhwc = is_nhwc(input)
     y = _new(input, (*input.shape[:2], *output_size), nhwc)
     run_scatter(input, indices, y, nhwc, add=False)
@@ -184,16 +169,9 @@ def max_unpool2d(input, indices, output_size):
 
 def max_unpool2d_grad(grad, indices):
     op = "max_unpool2d_grad"
-    _check_floats(op, grad=grad)
-    _check_devices(op, grad=grad, indices=indices)
-    _check_4d(op, "grad", grad, "[N, C, H, W]")
-    _check_4d(op, "indices", indices, "[N, C, P, Q]")
-    _check_index(op, indices)
-    if grad.shape[:2] != indices.shape[:2]:
-        raise RuntimeError(
-            f"cnnkern::{op}: indices must have the N and C of grad, got {list(indices.shape)} and "
-            f"{list(grad.shape)}"
-        )
+    check_floats(op, grad=grad)
+    check_devices(op, grad=grad, indices=indices)
+    check_unpool_grad(op, grad, indices)
     nhwc = is_nhwc(indices)
     y = _new(grad, indices.shape, nhwc)
     run_gather(grad, indices, y, nhwc, PLAIN)
@@ -202,10 +180,9 @@ def max_unpool2d_grad(grad, indices):
 
 def max_pool2d_gather(input, indices, kernel_size, stride, padding=(0, 0), dilation=(1, 1)):
     op = "max_pool2d_gather"
-    _check_floats(op, input=input)
-    _check_devices(op, input=input, indices=indices)
-    _check_4d(op, "indices", indices, "[N, C, P, Q]")
-    check_saved_size(op, input.shape, indices, kernel_size, stride, padding, dilation)
+    check_floats(op, input=input)
+    check_devices(op, input=input, indices=indices)
+    check_saved_pool(op, input.shape, indices, kernel_size, stride, padding, dilation)
     nhwc = is_nhwc(indices)
     y = _new(input, indices.shape, nhwc)
     run_gather(input, indices, y, nhwc, (*kernel_size, *stride, *padding, *dilation))
@@ -214,11 +191,11 @@ def max_pool2d_gather(input, indices, kernel_size, stride, padding=(0, 0), dilat
 
 def adaptive_max_pool2d_grad(grad, indices, input_size):
     op = "adaptive_max_pool2d_grad"
-    _check_floats(op, grad=grad)
-    _check_devices(op, grad=grad, indices=indices)
-    _check_index(op, indices)
-    check_adaptive_size(op, "indices", indices, input_size)
-    _check_shape(op, "grad", grad, indices.shape)
+    check_floats(op, grad=grad)
+    check_devices(op, grad=grad, indices=indices)
+    check_index_dtype(op, indices, or_offsets=False)
+    check_adaptive_grad(op, "indices", indices, input_size)
+    check_size(op, "grad", grad, indices.shape)
     nhwc = is_nhwc(indices)
     dx = _new(grad, input_size, nhwc)
     run_scatter(grad, indices, dx, nhwc, add=True)

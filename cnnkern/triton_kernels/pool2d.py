@@ -16,14 +16,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cnnkern.ops import (
-    _check_adaptive,
-    _check_floats,
-    _new,
-    _saved_dtype,
-    is_nhwc,
+from cnnkern.checks import (
+    check_adaptive,
+    check_divisor,
+    check_floats,
     pool2d_output_size,
+    saved_dtype,
 )
+from cnnkern.ops import _new, is_nhwc
 from cnnkern.triton_kernels.activation import activate
 from cnnkern.triton_kernels.config import plane_tile
 from cnnkern.triton_kernels.index import Walk, flat_index, unravel
@@ -259,9 +259,9 @@ def max_pool2d(
     input, kernel_size, stride, padding=(0, 0), dilation=(1, 1), ceil_mode=False, save="none"
 ):
     op = "max_pool2d"
-    _check_floats(op, input=input)
+    check_floats(op, input=input)
     size = pool2d_output_size(op, input.shape, kernel_size, stride, padding, dilation, ceil_mode)
-    nhwc, dtype = is_nhwc(input), _saved_dtype(save, kernel_size)
+    nhwc, dtype = is_nhwc(input), saved_dtype(save, kernel_size)
     y = _new(input, size, nhwc)
     saved = None if save == "none" else _new(input, size, nhwc, dtype)
     window = (*kernel_size, *stride, *padding, *dilation)
@@ -274,7 +274,7 @@ def avg_pool2d(
     divisor_override=None,
 ):  # fmt: skip
     op = "avg_pool2d"
-    _check_floats(op, input=input)
+    check_floats(op, input=input)
     check_divisor(op, divisor_override)
     size = pool2d_output_size(op, input.shape, kernel_size, stride, padding, (1, 1), ceil_mode)
     nhwc = is_nhwc(input)
@@ -288,8 +288,8 @@ def avg_pool2d(
 
 def adaptive_avg_pool2d(input, output_size):
     op = "adaptive_avg_pool2d"
-    _check_floats(op, input=input)
-    _check_adaptive(op, input.shape, output_size)
+    check_floats(op, input=input)
+    check_adaptive(op, input.shape, output_size)
     nhwc = is_nhwc(input)
     y = _new(input, (*input.shape[:2], *output_size), nhwc)
     window = adaptive_window(input.shape[2:], output_size)
@@ -299,31 +299,11 @@ def adaptive_avg_pool2d(input, output_size):
 
 def adaptive_max_pool2d(input, output_size):
     op = "adaptive_max_pool2d"
-    _check_floats(op, input=input)
-    _check_adaptive(op, input.shape, output_size)
+    check_floats(op, input=input)
+    check_adaptive(op, input.shape, output_size)
     nhwc = is_nhwc(input)
     size = (*input.shape[:2], *output_size)
     y, indices = _new(input, size, nhwc), _new(input, size, nhwc, torch.int64)
     window = adaptive_window(input.shape[2:], output_size)
     run_pool2d(input, y, nhwc, window, "max", saved=indices, adaptive=True)
     return y, indices
-
-
-def check_divisor(op: str, divisor_override: int | None) -> None:
-    if divisor_override == 0:
-        raise RuntimeError(f"cnnkern::{op}: divisor_override must not be 0, got 0")
-
-
-def check_adaptive_size(op: str, name: str, pooled: Tensor, input_size) -> None:
-    """Refuse what is no adaptive pool's output for that input."""
-    if pooled.dim() != 4:
-        raise RuntimeError(
-            f"cnnkern::{op}: {name} must be [N, C, P, Q], got {pooled.dim()} dimensions: "
-            f"{list(pooled.shape)}"
-        )
-    _check_adaptive(op, input_size, pooled.shape[2:])
-    if list(pooled.shape[:2]) != list(input_size[:2]):
-        raise RuntimeError(
-            f"cnnkern::{op}: {name} must have the N and C of {list(input_size)}, "
-            f"got {list(pooled.shape)}"
-        )

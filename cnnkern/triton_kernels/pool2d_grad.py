@@ -17,24 +17,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cnnkern import _C
-from cnnkern.ops import (
-    _check_devices,
-    _check_floats,
-    _check_grad_size,
-    _check_saved,
-    _new,
+from cnnkern.checks import (
     act_pool2d_saves,
-    is_nhwc,
+    check_act_pool_grad,
+    check_adaptive_grad,
+    check_devices,
+    check_divisor,
+    check_floats,
+    check_saved_pool,
+    check_size,
     pool2d_output_size,
 )
+from cnnkern.ops import _new, is_nhwc
 from cnnkern.triton_kernels.activation import derivative
 from cnnkern.triton_kernels.index import Walk, flat_index, unravel
 from cnnkern.triton_kernels.launch import jit, launch
 from cnnkern.triton_kernels.pool2d import (
     adaptive_window,
-    check_adaptive_size,
-    check_divisor,
     known_window,
     window_divisor,
     window_start,
@@ -157,30 +156,13 @@ def run_pool2d_grad(
     )  # fmt: skip
 
 
-def check_saved_size(op, input_size, indices, kernel_size, stride, padding, dilation) -> None:
-    """Refuse saved positions of another size than max_pool2d gives, in ceil_mode or not."""
-    window = (kernel_size, stride, padding, dilation)
-    ceil_mode = pool2d_output_size(op, input_size, *window, True)
-    room = [input_size[2 + i] + 2 * padding[i] - dilation[i] * (kernel_size[i] - 1) - 1
-            for i in range(2)]  # fmt: skip
-    floor_mode = [*input_size[:2], *(room[i] // stride[i] + 1 for i in range(2))]
-    if list(indices.shape) not in (list(ceil_mode), floor_mode):
-        raise RuntimeError(
-            f"cnnkern::{op}: indices must be {floor_mode} or, in ceil_mode, {list(ceil_mode)}, "
-            f"got {list(indices.shape)}"
-        )
-    _check_saved(op, indices, kernel_size)
-    if indices.dtype not in (torch.uint8, torch.int64):
-        raise RuntimeError(f"cnnkern::{op}: indices must be uint8 or int64, got {indices.dtype}")
-
-
 def max_pool2d_grad(grad, indices, input_size, kernel_size, stride, padding=(0, 0),
                     dilation=(1, 1)):  # fmt: skip
     op = "max_pool2d_grad"
-    _check_floats(op, grad=grad)
-    _check_devices(op, grad=grad, indices=indices)
-    check_saved_size(op, input_size, indices, kernel_size, stride, padding, dilation)
-    _check_grad_size(op, grad, indices.shape)
+    check_floats(op, grad=grad)
+    check_devices(op, grad=grad, indices=indices)
+    check_saved_pool(op, input_size, indices, kernel_size, stride, padding, dilation)
+    check_size(op, "grad", grad, indices.shape)
     nhwc = is_nhwc(indices)
     dx = _new(grad, input_size, nhwc)
     window = (*kernel_size, *stride, *padding, *dilation)
@@ -193,10 +175,10 @@ def avg_pool2d_grad(
     divisor_override=None,
 ):  # fmt: skip
     op = "avg_pool2d_grad"
-    _check_floats(op, grad=grad)
+    check_floats(op, grad=grad)
     check_divisor(op, divisor_override)
     size = pool2d_output_size(op, input_size, kernel_size, stride, padding, (1, 1), ceil_mode)
-    _check_grad_size(op, grad, size)
+    check_size(op, "grad", grad, size)
     nhwc = is_nhwc(grad)
     dx = _new(grad, input_size, nhwc)
     run_pool2d_grad(
@@ -208,8 +190,8 @@ def avg_pool2d_grad(
 
 def adaptive_avg_pool2d_grad(grad, input_size):
     op = "adaptive_avg_pool2d_grad"
-    _check_floats(op, grad=grad)
-    check_adaptive_size(op, "grad", grad, input_size)
+    check_floats(op, grad=grad)
+    check_adaptive_grad(op, "grad", grad, input_size)
     nhwc = is_nhwc(grad)
     dx = _new(grad, input_size, nhwc)
     window = adaptive_window(input_size[2:], grad.shape[2:])
@@ -223,26 +205,16 @@ def act_pool2d_grad(
     count_include_pad=True,
 ):  # fmt: skip
     op = "act_pool2d_grad"
-    _check_floats(op, grad=grad, output=output, saved=saved)
-    _check_devices(op, grad=grad, offsets=offsets)
-    _C.check_act_pool(op, activation, pool, list(pool_kernel_size))
-    size, window = list(input_size), (1, 1, 1, 1, 0, 0, 1, 1)
+    check_floats(op, grad=grad, output=output, saved=saved)
+    check_devices(op, grad=grad, offsets=offsets)
+    check_act_pool_grad(
+        op, grad, output, saved, offsets, input_size, activation, pool, pool_kernel_size,
+        pool_stride, pool_padding, pool_ceil_mode,
+    )  # fmt: skip
+    window = (1, 1, 1, 1, 0, 0, 1, 1)
     if pool != "none":
-        size = pool2d_output_size(
-            op, input_size, pool_kernel_size, pool_stride, pool_padding, (1, 1), pool_ceil_mode
-        )
         window = (*pool_kernel_size, *pool_stride, *pool_padding, 1, 1)
     saves = act_pool2d_saves(activation, pool)
-    for name, t, want in (
-        ("grad", grad, size),
-        ("output", output, size),
-        ("saved", saved, input_size if saves else [0]),
-        ("offsets", offsets, size if pool == "max" else [0]),
-    ):
-        if list(t.shape) != list(want):
-            raise RuntimeError(f"cnnkern::{op}: {name} must be {list(want)}, got {list(t.shape)}")
-    if offsets.dtype != torch.uint8:
-        raise RuntimeError(f"cnnkern::{op}: offsets must be uint8, got {offsets.dtype}")
     nhwc = is_nhwc(output)
     dx = _new(grad, input_size, nhwc)
     value = None if activation == "none" else saved if saves else output

@@ -110,7 +110,9 @@ Tensor adaptive_max_pool2d_grad(Tensor grad, Tensor indices, Ints input_size) {
   const char* op = "adaptive_max_pool2d_grad";
   check_sizes(op, "indices", sizes_of(indices), "[N, C, P, Q]");
   check_index_dtype(op, indices, false);
-  make_adaptive_pool_params(op, input_size, {indices.size(2), indices.size(3)});
+  const PoolParams p =
+      make_adaptive_pool_params(op, input_size, {indices.size(2), indices.size(3)});
+  check_size_is(op, "indices", indices, {p.N, p.C, p.P, p.Q});
   return scatter_add_by_index(op, grad, indices, input_size);
 }
 
