@@ -173,13 +173,21 @@ def test_large_tiles(algo, dtype, case, format):
 @needs_cuda_library
 @pytest.mark.gpu
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize(("algo", "dtype"), (("mma", torch.float16), ("igemm", torch.float32)))
-def test_views_at_odd_offsets_are_read(algo, dtype, format):
+@pytest.mark.parametrize(
+    ("algo", "dtype", "name"),
+    (
+        ("mma", torch.float16, "vgg"),
+        ("igemm", torch.float32, "vgg"),
+        ("depthwise", torch.float16, "depthwise_planes"),
+        ("depthwise", torch.float32, "depthwise_stride"),
+    ),
+)
+def test_views_at_odd_offsets_are_read(algo, dtype, name, format):
     def shifted(t):
         memory = torch.empty(t.numel() + 1, dtype=t.dtype, device="cuda")
         return memory[1:].as_strided(t.shape, t.stride(), 1).copy_(t.detach())
 
-    case = BY_NAME["vgg"]
+    case = BY_NAME[name]
     x, w, b, g = arguments(case, dtype, format, "cuda")
     x, w, g = shifted(x).requires_grad_(), shifted(w).requires_grad_(), shifted(g)
     assert x.data_ptr() % 16 == dtype.itemsize

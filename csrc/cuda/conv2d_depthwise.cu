@@ -18,7 +18,7 @@ struct DepthwiseBlock {
   T *source, *result;
   TileSteps steps;
 
-  __device__ DepthwiseBlock(const DepthwiseShape& s, bool gathers) {
+  __device__ DepthwiseBlock(const DepthwiseShape& s, bool gathers, const T* out) {
     int64_t i = blockIdx.x;
     const int chunk = int(i % s.chunks);
     i /= s.chunks;
@@ -28,8 +28,9 @@ struct DepthwiseBlock {
     weights = reinterpret_cast<A*>(depthwise_memory);
     const int weight_bytes = s.tile.groups * s.multiplier * s.tile.weight_pitch * int(sizeof(A));
     source = reinterpret_cast<T*>(depthwise_memory + (weight_bytes + 15) / 16 * 16);
-    const int source_bytes = box.src.channels * box.src.rows * box.src.cols * int(sizeof(T));
+    const int source_bytes = box.src.channels * box.src.plane * int(sizeof(T));
     result = source + (source_bytes + 15) / 16 * 16 / int(sizeof(T));
+    if (s.tile.staged) result += store_skew(out, s.out, box.out);
     steps = tile_steps(s.nhwc, box.src);
   }
 
@@ -49,12 +50,12 @@ struct DepthwiseBlock {
   __device__ __forceinline__ void put(const DepthwiseShape& s, int c, int row, int col, T value,
                                       T* out) {
     const TileBox& b = box.out;
-    if (s.tile.staged) {
-      result[(c * b.rows + row) * b.cols + col] = value;
-      return;
-    }
     const int64_t h = b.h0 + row, w = b.w0 + col, channel = b.c0 + c;
     if (h >= s.out.H || w >= s.out.W) return;
+    if (s.tile.staged) {
+      result[c * b.plane + row * b.cols + col] = value;
+      return;
+    }
     out[s.nhwc ? ((b.n * s.out.H + h) * s.out.W + w) * s.out.C + channel
                : ((b.n * s.out.C + channel) * s.out.H + h) * s.out.W + w] = value;
   }
@@ -66,30 +67,31 @@ struct DepthwiseBlock {
   }
 };
 
-// Channel, column and strip of an item, the one that is contiguous in memory first.
+// Channel, column and strip of an item, the one that is contiguous in memory first; the next one is
+// where the banks go on.
 struct Item {
   int c, col, strip;
-  __device__ Item(bool nhwc, int i, int channels, int cols, int strips) {
+  __device__ Item(bool nhwc, int i, int channels, int cols) {
     if (nhwc)
       c = i % channels, i /= channels, col = i % cols, strip = i / cols;
     else
-      col = i % cols, i /= cols, strip = i % strips, c = i / strips;
+      col = i % cols, i /= cols, c = i % channels, strip = i / channels;
   }
 };
 
 template <typename T, int kSize, int kStride>
-__global__ void __launch_bounds__(kDepthwiseThreads)
+__global__ void __launch_bounds__(kDepthwiseThreads, kSize == 7 ? 2 : 4)
     conv2d_depthwise_window_kernel(const DepthwiseShape s, const T* __restrict__ src,
                                    const T* __restrict__ w, const T* __restrict__ bias,
                                    T* __restrict__ out) {
   typedef AccOf<T> A;
   constexpr int kRows = depthwise_rows(kStride);
-  DepthwiseBlock<T> block(s, false);
+  DepthwiseBlock<T> block(s, false, out);
   block.load(s, src, w);
   const TileBox& b = block.box.out;
   const int strips = b.rows / kRows, items = b.valid * b.cols * strips;
   for (int i = threadIdx.x; i < items; i += kDepthwiseThreads) {
-    const Item item(s.nhwc, i, b.valid, b.cols, strips);
+    const Item item(s.nhwc, i, b.valid, b.cols);
     A weight[kSize * kSize], sum[kRows] = {};
 #pragma unroll
     for (int tap = 0; tap < kSize * kSize; ++tap)
@@ -148,13 +150,13 @@ __global__ void __launch_bounds__(kDepthwiseThreads)
                             const T* __restrict__ w, const T* __restrict__ bias,
                             T* __restrict__ out) {
   typedef AccOf<T> A;
-  DepthwiseBlock<T> block(s, gathers);
+  DepthwiseBlock<T> block(s, gathers, out);
   block.load(s, src, w);
   const TileBox &b = block.box.out, &from = block.box.src;
   const TileSteps steps = block.steps;
   const int strips = (b.rows + kStrip - 1) / kStrip, items = b.valid * b.cols * strips;
   for (int i = threadIdx.x; i < items; i += kDepthwiseThreads) {
-    const Item item(s.nhwc, i, b.valid, b.cols, strips);
+    const Item item(s.nhwc, i, b.valid, b.cols);
     const int first = item.strip * kStrip, live = min(kStrip, b.rows - first);
     const Taps rows = taps_of(gathers, b.h0 + first, from.h0, s.R, s.stride_h, s.dil_h, s.top);
     const Taps cols = taps_of(gathers, b.w0 + item.col, from.w0, s.S, s.stride_w, s.dil_w, s.left);

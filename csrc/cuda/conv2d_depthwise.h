@@ -2,6 +2,7 @@
 // groups a block works on. Its input with the halo goes through shared memory once, so the tile is
 // chosen for the bytes that it makes move.
 #pragma once
+#include <algorithm>
 #include <string>
 
 #include "conv2d.h"
@@ -12,13 +13,14 @@ constexpr int kDepthwiseThreads = 256;
 constexpr int kDepthwiseShared = 48 * 1024;  // what a block may use on every architecture
 
 struct DepthwiseTile {
-  int groups = 0;          // 0: no tile fits
-  int rows = 0, cols = 0;  // of the output; of grad for the weight's gradient
-  int src_rows, src_cols;  // what they read
-  int src_channels;        // in shared memory, a power of two in NHWC
-  bool staged;             // NCHW: the output leaves through shared memory, in whole sectors
-  int weight_pitch;        // odd, so that neighbouring channels lie in different banks
-  int shared;              // bytes
+  int groups = 0;            // 0: no tile fits
+  int rows = 0, cols = 0;    // of the output; of grad for the weight's gradient
+  int src_rows, src_cols;    // what they read
+  int src_channels;          // in shared memory, a power of two in NHWC
+  int src_plane, out_plane;  // NCHW: elements from one channel to the next in shared memory
+  bool staged;               // NCHW: the output leaves through shared memory, in whole sectors
+  int weight_pitch;          // odd, so that neighbouring channels lie in different banks
+  int shared;                // bytes
 };
 
 // Rows a thread slides over; the kernels are compiled for it.
@@ -49,6 +51,14 @@ inline int64_t depthwise_extent(const ConvQuery& q, int64_t out, int64_t taps, i
   return (out - 1) * stride + (taps - 1) * dil + 1;
 }
 
+// Elements from one channel to the next of a tile in shared memory: a multiple of `step` more than
+// `like`, and such that lanes of the next channel find the banks where the `span` of this one ends.
+inline int64_t depthwise_plane(int64_t elements, int64_t span, int64_t banks, int64_t like,
+                               int64_t step) {
+  const int64_t least = elements + ((like - elements) & (step - 1));
+  return least + round_up((span - least) & (banks - 1), step);
+}
+
 // The tile of `groups` groups and `cols` columns, as many rows as fit; false: none does.
 inline bool depthwise_fit(const ConvQuery& q, int64_t groups, int64_t cols, DepthwiseTile* t) {
   const ConvParams& p = q.p;
@@ -62,18 +72,41 @@ inline bool depthwise_fit(const ConvQuery& q, int64_t groups, int64_t cols, Dept
   const int64_t round = depthwise_window(q) && !wgrad ? depthwise_rows(p.stride_h) : 1;
   const int64_t src = groups * (dgrad ? Kg : Cg), out = groups * (dgrad ? Cg : Kg);
   const int64_t src_channels = q.nhwc ? power_of_two(src) : src;
-  const int64_t src_cols = depthwise_extent(q, cols, p.S, p.stride_w, p.dil_w);
+  int64_t src_cols = depthwise_extent(q, cols, p.S, p.stride_w, p.dil_w);
   const bool staged = !q.nhwc && !wgrad && cols == out_cols;
   const int64_t weights =
       round_up((wgrad ? out * pitch + kDepthwiseThreads * 8 : groups * Kg * pitch) * acc, 16);
   const int64_t grad_channels = q.nhwc ? power_of_two(out) : out;
   if (src_channels > kDepthwiseThreads || grad_channels > kDepthwiseThreads) return false;
+  // Lanes that share a channel, see Item and Team, and what they span of the source.
+  const int64_t lanes = wgrad ? std::min(kDepthwiseThreads / power_of_two(out), cols) : cols;
+  int64_t span = dgrad ? (lanes - 1) / p.stride_w + 1 : lanes * p.stride_w;
+  if (bytes == 2)
+    span = round_up(span, 2) + 2;  // two a word: an odd tap reaches into one more
+  else if (p.stride_w % 2 == 0)
+    span |= 1;  // lanes two columns apart leave the odd banks to the next channel
+  const int64_t banks = 128 / bytes, piece = 16 / bytes, image = dgrad ? p.H * p.W : p.P * p.Q;
+  // Nor do the lanes that begin the next strip want a bank twice, if 3 columns of zeros are enough.
+  for (int64_t wide = src_cols; staged && round > 1 && wide < src_cols + 4; ++wide)
+    if ((wide * round * p.stride_h - out * span) % banks == 0) {
+      src_cols = wide;
+      break;
+    }
+  int64_t src_plane, out_plane;
   const auto shared = [&](int64_t rows) {
-    const int64_t tile =
-        src_channels * src_cols * depthwise_extent(q, rows, p.R, p.stride_h, p.dil_h) * bytes;
-    const int64_t second =
-        wgrad ? grad_channels * rows * cols * bytes : staged * out * rows * cols * bytes;
-    return weights + round_up(tile, 16) + round_up(second, 16);
+    src_plane = src_cols * depthwise_extent(q, rows, p.R, p.stride_h, p.dil_h);
+    out_plane = rows * cols;
+    if (staged && rows >= out_rows && image % piece) {
+      out_plane = image;  // whole planes in one run, or each would begin and end within 16 bytes
+    } else if (!q.nhwc) {
+      const int64_t step = staged ? piece : 1;
+      out_plane = depthwise_plane(out_plane, lanes, banks, staged ? image : 0, step);
+    }
+    if (!q.nhwc) src_plane = depthwise_plane(src_plane, span, banks, 0, 1);
+    int64_t second = 0;
+    if (wgrad) second = grad_channels * out_plane * bytes;
+    if (staged) second = out * out_plane * bytes + 16;
+    return weights + round_up(src_channels * src_plane * bytes, 16) + round_up(second, 16);
   };
   if (src_cols > kDepthwiseShared || taps > kDepthwiseShared ||
       depthwise_extent(q, 1, p.R, p.stride_h, p.dil_h) > kDepthwiseShared)
@@ -83,10 +116,13 @@ inline bool depthwise_fit(const ConvQuery& q, int64_t groups, int64_t cols, Dept
     if (shared((most + step) * round) <= kDepthwiseShared) most += step;
   if (!most) return false;
   const int64_t splits = (out_rows + most * round - 1) / (most * round);
-  const int64_t rows = round_up((out_rows + splits - 1) / splits, round);
+  int64_t rows = round_up((out_rows + splits - 1) / splits, round);
+  while (rows && shared(rows) > kDepthwiseShared) rows -= round;  // fewer may have wider gaps
+  if (!rows) return false;
   *t = {int(groups),      int(rows),
         int(cols),        int(depthwise_extent(q, rows, p.R, p.stride_h, p.dil_h)),
         int(src_cols),    int(src_channels),
+        int(src_plane),   int(out_plane),
         staged,           int(pitch),
         int(shared(rows))};
   return true;
@@ -110,11 +146,13 @@ inline DepthwiseTile depthwise_tile(const ConvQuery& q) {
     for (int64_t split = 1; split <= 8; ++split) {
       const int64_t cols = out_cols < 1 ? 1 : (out_cols + split - 1) / split;
       if (!depthwise_fit(q, groups, cols, &t)) continue;
-      // Only what lies inside the plane is read; runs below a sector cost a sector.
+      // Only what lies inside the plane is read; runs below a sector cost a sector, and parts of
+      // rows cost one at their ends.
       const double rows = double(t.src_rows < src_h ? t.src_rows : src_h);
       const double columns = double(t.src_cols < src_w ? t.src_cols : src_w);
       const double run = q.nhwc ? double(groups * Cg * size) : 256.0;
       double cost = rows * columns / (double(t.rows) * cols) * (run < 32 ? 32 / run : 1);
+      if (!q.nhwc && cols < out_cols) cost *= 1 + 32 / (columns * double(size));
       if (run < 64) cost += 0.1;
       if (t.shared > kDepthwiseShared * 2 / 3) cost += 0.05;
       if (double(t.rows) * cols * groups * Cg < 4 * kDepthwiseThreads) cost += 0.2;

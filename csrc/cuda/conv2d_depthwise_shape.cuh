@@ -69,14 +69,14 @@ __device__ __forceinline__ DepthwiseBoxes depthwise_boxes(const DepthwiseShape& 
   const int h = tile_h * s.tile.rows, w = tile_w * s.tile.cols;
   DepthwiseBoxes b;
   b.out = {n, group * s.out_each, groups * s.out_each, s.tile.groups * s.out_each, h, s.tile.rows,
-           w, s.tile.cols};
+           w, s.tile.cols,        s.tile.out_plane};
   // What gathers reads grad[(i + pad - r*dil) / stride]: from the first that is not below.
   const int h0 =
       gathers ? -floor_div(-(h + s.top - (s.R - 1) * s.dil_h), s.stride_h) : h * s.stride_h - s.top;
   const int w0 = gathers ? -floor_div(-(w + s.left - (s.S - 1) * s.dil_w), s.stride_w)
                          : w * s.stride_w - s.left;
   b.src = {n,  group * s.src_each, groups * s.src_each, s.tile.src_channels, h0, s.tile.src_rows,
-           w0, s.tile.src_cols};
+           w0, s.tile.src_cols,    s.tile.src_plane};
   return b;
 }
 
@@ -86,7 +86,7 @@ struct TileSteps {
 };
 __device__ __forceinline__ TileSteps tile_steps(bool nhwc, const TileBox& b) {
   if (nhwc) return {1, b.cols * b.channels, b.channels};
-  return {b.rows * b.cols, b.cols, 1};
+  return {b.plane, b.cols, 1};
 }
 
 }  // namespace cnnkern

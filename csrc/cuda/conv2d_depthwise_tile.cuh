@@ -1,7 +1,7 @@
 // Moves a tile of a dense tensor into and out of shared memory, every sector once and whole: NHWC
 // by 16 bytes of channels, NCHW by the 16-byte pieces of the runs that are contiguous, be that a
 // row, a plane or all planes of the tile. In shared memory: [row][col][channel], or
-// [channel][row][col].
+// [channel][row][col] with a gap after each plane.
 #pragma once
 #include "common.cuh"
 
@@ -13,6 +13,7 @@ struct TileBox {
   int64_t n;
   int c0, valid, channels;  // channels: of the tile, the pitch of a pixel in NHWC
   int h0, rows, w0, cols;
+  int plane;  // NCHW: elements from one channel to the next in shared memory
 };
 
 struct TilePlane {
@@ -87,7 +88,8 @@ struct Runs {
   int64_t first;              // element of the tensor
 };
 
-__device__ __forceinline__ Runs runs_of(const TilePlane& s, const TileBox& b) {
+// across: whole planes are one run together.
+__device__ __forceinline__ Runs runs_of(const TilePlane& s, const TileBox& b, bool across) {
   Runs r;
   r.top = max(0, -b.h0), r.left = max(0, -b.w0);
   r.rows = max(0, min(b.rows, s.H - b.h0) - r.top);
@@ -98,102 +100,124 @@ __device__ __forceinline__ Runs runs_of(const TilePlane& s, const TileBox& b) {
     r.count = r.length = 0;
   else if (r.cols < s.W)
     r.count = b.valid * r.rows, r.length = r.cols;
-  else if (r.rows < s.H)
+  else if (r.rows < s.H || !across)
     r.count = b.valid, r.length = r.plane;
   else
     r.count = 1, r.length = b.valid * r.plane;
   return r;
 }
 
-// Calls whole(address of 16 aligned bytes, their first element in the tile's walk) and, at the ends
-// of runs, single(address, element): elements are numbered channel by channel inside the box.
+// Calls whole(address of 16 aligned bytes, their run, their first element there) and, at the ends
+// of runs, single(address, run, element). Two pieces are a sector, which no two warps share: a run
+// begins with the sector of its first element and takes an even number of pieces.
 template <typename T, typename Whole, typename Single>
 __device__ void walk_runs(T* tensor, const TilePlane& s, const Runs& r, const Whole& whole,
                           const Single& single) {
-  constexpr int kCount = Piece<T>::kCount;
+  constexpr int kCount = Piece<T>::kCount, kSector = 2 * kCount;
   if (r.count == 0) return;
-  const int pieces = (r.length + kCount - 2) / kCount + 1;
+  const int pieces = 2 * ((r.length + kSector - 2) / kSector + 1);
   const int step_runs = int(blockDim.x) / pieces, step_pieces = int(blockDim.x) % pieces;
   int run = int(threadIdx.x) / pieces, piece = int(threadIdx.x) % pieces;
   while (run < r.count) {
     const int row = r.count == 1 ? 0 : r.length == r.plane ? run * r.rows : run;
     const int64_t channel = row / r.rows;
     T* start = tensor + r.first + (channel * s.H + row % r.rows) * s.W;
-    const int skew = int(reinterpret_cast<uintptr_t>(start) % 16 / sizeof(T));
-    const int from = piece * kCount - skew;
-    const int element = run * r.length + from;
+    const int from = piece * kCount - int(reinterpret_cast<uintptr_t>(start) % 32 / sizeof(T));
     if (from >= 0 && from + kCount <= r.length)
-      whole(start + from, element);
+      whole(start + from, run, from);
     else
-      for (int e = max(from, 0); e < min(from + kCount, r.length); ++e)
-        single(start + e, element + e - from);
+      for (int e = max(from, 0); e < min(from + kCount, r.length); ++e) single(start + e, run, e);
     run += step_runs, piece += step_pieces;
     if (piece >= pieces) piece -= pieces, ++run;
   }
 }
 
-// Where in the tile the elements of a walk lie, one after the other.
-struct TileCursor {
-  int row, col, at;
+// Where in the tile an element of the runs lies, and those after it: from the `left`-th on, which
+// is of the next row, they lie `gap` further.
+struct TilePlace {
+  int at, left, gap;
 
-  __device__ TileCursor(const TileBox& b, const Runs& r, int element) {
+  __device__ TilePlace(const TileBox& b, const Runs& r, int element) {
     const int channel = element / r.plane, inside = element % r.plane;
-    row = inside / r.cols, col = inside % r.cols;
-    at = (channel * b.rows + r.top + row) * b.cols + r.left + col;
+    const int row = inside / r.cols, col = inside % r.cols;
+    at = channel * b.plane + (r.top + row) * b.cols + r.left + col;
+    left = r.cols - col;
+    gap = b.cols - r.cols + (row + 1 < r.rows ? 0 : b.plane - r.rows * b.cols);
   }
-  __device__ __forceinline__ void next(const TileBox& b, const Runs& r) {
-    ++at;
-    if (++col < r.cols) return;
-    col = 0, at += b.cols - r.cols;
-    if (++row < r.rows) return;
-    row = 0, at += (b.rows - r.rows) * b.cols;
-  }
+  __device__ __forceinline__ int operator()(int i) const { return at + i + (i < left ? 0 : gap); }
 };
 
+// At a time every thread scatters one element of its 16 bytes. Which one it is turns by a word
+// every 8 lanes, whose pieces cover all banks, so that no two lanes want the same.
 template <typename T>
-__device__ void load_tile_nchw(const T* x, const TilePlane& s, const TileBox& b, T* tile) {
-  const int total = b.channels * b.rows * b.cols;
-  if (s.mode != PaddingMode::kZeros) {
-    for (int i = threadIdx.x; i < total; i += blockDim.x) {
-      const int col = i % b.cols, row = i / b.cols % b.rows, c = i / b.cols / b.rows;
-      const int h = map_index(b.h0 + row, s.H, s.mode), w = map_index(b.w0 + col, s.W, s.mode);
-      tile[i] = h < 0 || w < 0 || c >= b.valid ? narrow<T>(0)
-                                               : x[((b.n * s.C + b.c0 + c) * s.H + h) * s.W + w];
-    }
-    return;
+__device__ void scatter_piece(const T* from, const TilePlace& place, T* tile) {
+  constexpr int kCount = Piece<T>::kCount, kWord = kCount / 4;
+  Piece<T> piece;
+  piece.bits = __ldg(reinterpret_cast<const uint4*>(from));
+  int turn = 0;
+  if constexpr (kWord > 0) {
+    const int words = threadIdx.x / 8 % 4;
+    uint4& b = piece.bits;
+    if (words & 1) b = make_uint4(b.y, b.z, b.w, b.x);
+    if (words & 2) b = make_uint4(b.z, b.w, b.x, b.y);
+    turn = words * kWord;
   }
-  const Runs r = runs_of(s, b);
-  if (r.plane < b.rows * b.cols || b.valid < b.channels) {
-    for (int i = threadIdx.x; i < total; i += blockDim.x) tile[i] = narrow<T>(0);
-    __syncthreads();
-  }
-  walk_runs(
-      x, s, r,
-      [&](const T* from, int element) {
-        Piece<T> piece;
-        piece.bits = __ldg(reinterpret_cast<const uint4*>(from));
-        TileCursor cursor(b, r, element);
 #pragma unroll
-        for (int j = 0; j < Piece<T>::kCount; ++j, cursor.next(b, r))
-          tile[cursor.at] = piece.values[j];
-      },
-      [&](const T* from, int element) { tile[TileCursor(b, r, element).at] = *from; });
+  for (int j = 0; j < kCount; ++j) tile[place((j + turn) % kCount)] = piece.values[j];
 }
 
 template <typename T>
+__device__ void load_tile_nchw(const T* x, const TilePlane& s, const TileBox& b, T* tile) {
+  if (s.mode != PaddingMode::kZeros) {
+    for (int i = threadIdx.x; i < b.channels * b.rows * b.cols; i += blockDim.x) {
+      const int col = i % b.cols, row = i / b.cols % b.rows, c = i / b.cols / b.rows;
+      const int h = map_index(b.h0 + row, s.H, s.mode), w = map_index(b.w0 + col, s.W, s.mode);
+      tile[c * b.plane + row * b.cols + col] =
+          h < 0 || w < 0 || c >= b.valid ? narrow<T>(0)
+                                         : x[((b.n * s.C + b.c0 + c) * s.H + h) * s.W + w];
+    }
+    return;
+  }
+  const Runs r = runs_of(s, b, true);
+  if (r.plane < b.rows * b.cols || b.valid < b.channels) {
+    const int pieces = (b.channels * b.plane + Piece<T>::kCount - 1) / Piece<T>::kCount;
+    for (int i = threadIdx.x; i < pieces; i += blockDim.x)
+      reinterpret_cast<uint4*>(tile)[i] = make_uint4(0, 0, 0, 0);
+    __syncthreads();
+  }
+  const auto single = [&](const T* from, int run, int e) {
+    tile[TilePlace(b, r, run * r.length + e).at] = *from;
+  };
+  walk_runs(
+      x, s, r,
+      [&](const T* from, int run, int e) {
+        constexpr int kCount = Piece<T>::kCount;
+        if (r.cols + 1 >= kCount)  // then at most one row ends in 16 bytes
+          return scatter_piece(from, TilePlace(b, r, run * r.length + e), tile);
+        for (int j = 0; j < kCount; ++j) single(from + j, run, e + j);
+      },
+      single);
+}
+
+// Elements that a tile of what is stored begins after 16 aligned bytes in shared memory, so that
+// 16 aligned bytes there are 16 aligned bytes of the tensor: b.plane is chosen for it.
+template <typename T>
+__device__ int store_skew(const T* y, const TilePlane& s, const TileBox& b) {
+  return int(reinterpret_cast<uintptr_t>(y + runs_of(s, b, false).first) % 16 / sizeof(T));
+}
+
+// All columns of the plane.
+template <typename T>
 __device__ void store_tile_nchw(T* y, const TilePlane& s, const TileBox& b, const T* tile) {
-  const Runs r = runs_of(s, b);
+  const Runs r = runs_of(s, b, b.plane == s.H * s.W);
   walk_runs(
       y, s, r,
-      [&](T* to, int element) {
-        Piece<T> piece;
-        TileCursor cursor(b, r, element);
-#pragma unroll
-        for (int j = 0; j < Piece<T>::kCount; ++j, cursor.next(b, r))
-          piece.values[j] = tile[cursor.at];
-        *reinterpret_cast<uint4*>(to) = piece.bits;
+      [&](T* to, int run, int e) {
+        // An assignment would be taken apart into one store an element, each of partial sectors.
+        __stwb(reinterpret_cast<uint4*>(to),
+               *reinterpret_cast<const uint4*>(tile + run * b.plane + e));
       },
-      [&](T* to, int element) { *to = tile[TileCursor(b, r, element).at]; });
+      [&](T* to, int run, int e) { *to = tile[run * b.plane + e]; });
 }
 
 // Ends with a barrier.
