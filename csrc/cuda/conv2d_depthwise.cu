@@ -41,7 +41,7 @@ struct DepthwiseBlock {
       const int k = i / row;
       int at = i % row;
       if (s.weight_nhwc) at = at % s.depth * taps + at / s.depth;
-      if (s.flip) at = taps - 1 - at;
+      if (s.flip) at += taps - 1 - 2 * (at % taps);
       weights[k * s.tile.weight_pitch + at] = widen(w[int64_t(first) * row + i]);
     }
     load_tile(src, s.nhwc, s.src, box.src, source);
@@ -92,25 +92,34 @@ __global__ void __launch_bounds__(kDepthwiseThreads, kSize == 7 ? 2 : 4)
   const int strips = b.rows / kRows, items = b.valid * b.cols * strips;
   for (int i = threadIdx.x; i < items; i += kDepthwiseThreads) {
     const Item item(s.nhwc, i, b.valid, b.cols);
-    A weight[kSize * kSize], sum[kRows] = {};
+    const int group = item.c / s.out_each, pitch = s.tile.weight_pitch;
+    const A* weights =
+        block.weights + (s.flip ? group * s.src_each * pitch + item.c % s.out_each * kSize * kSize
+                                : item.c * pitch);
+    const T* plane = block.source + group * s.src_each * block.steps.channel +
+                     item.strip * kRows * kStride * block.steps.row +
+                     item.col * kStride * block.steps.col;
+    A sum[kRows] = {};
+#pragma unroll 1
+    for (int m = 0; m < s.src_each; ++m, plane += block.steps.channel) {
+      A weight[kSize * kSize];
 #pragma unroll
-    for (int tap = 0; tap < kSize * kSize; ++tap)
-      weight[tap] = block.weights[item.c * s.tile.weight_pitch + tap];
-    const T* at = block.source + item.c / s.out_each * block.steps.channel +
-                  item.strip * kRows * kStride * block.steps.row +
-                  item.col * kStride * block.steps.col;
+      for (int tap = 0; tap < kSize * kSize; ++tap) weight[tap] = weights[tap];
+      weights += s.flip ? pitch : kSize * kSize;
+      const T* at = plane;
 #pragma unroll
-    for (int row = 0; row < (kRows - 1) * kStride + kSize; ++row) {
-      A x[kSize];
+      for (int row = 0; row < (kRows - 1) * kStride + kSize; ++row) {
+        A x[kSize];
 #pragma unroll
-      for (int t = 0; t < kSize; ++t) x[t] = widen(at[t * block.steps.col]);
-      at += block.steps.row;
+        for (int t = 0; t < kSize; ++t) x[t] = widen(at[t * block.steps.col]);
+        at += block.steps.row;
 #pragma unroll
-      for (int j = 0; j < kRows; ++j) {
-        const int r = row - j * kStride;
-        if (r < 0 || r >= kSize) continue;
+        for (int j = 0; j < kRows; ++j) {
+          const int r = row - j * kStride;
+          if (r < 0 || r >= kSize) continue;
 #pragma unroll
-        for (int t = 0; t < kSize; ++t) sum[j] += weight[r * kSize + t] * x[t];
+          for (int t = 0; t < kSize; ++t) sum[j] += weight[r * kSize + t] * x[t];
+        }
       }
     }
     // The sums move up instead of being indexed: one copy of the activation, all in registers.

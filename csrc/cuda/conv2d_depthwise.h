@@ -27,13 +27,15 @@ struct DepthwiseTile {
 CNNKERN_HOST_DEVICE constexpr int depthwise_rows(int64_t stride) { return stride == 1 ? 8 : 4; }
 
 // 3, 5 or 7 squared without dilation, stride 1 or 2: the window lives in registers. The gradient of
-// the input has one for stride 1 alone; its phases are gathered.
+// the input has one for stride 1 alone; its phases are gathered. That of the weight has as many
+// windows as channels in a group, too many for registers but for one.
 inline int depthwise_window(const ConvQuery& q) {
   const ConvParams& p = q.p;
   const bool square = p.R == p.S && (p.R == 3 || p.R == 5 || p.R == 7) && p.dil_h == 1 &&
                       p.dil_w == 1 && p.stride_h == p.stride_w && p.stride_h <= 2;
-  if (!square || q.dtype == DType::kFloat64 || p.groups != p.C) return 0;
-  if (q.pass == ConvPass::kDgrad && (p.stride_h != 1 || p.K != p.C)) return 0;
+  if (!square || q.dtype == DType::kFloat64) return 0;
+  if (q.pass == ConvPass::kDgrad && p.stride_h != 1) return 0;
+  if (q.pass == ConvPass::kWgrad && p.groups != p.C) return 0;
   return int(p.R);
 }
 
