@@ -1,7 +1,7 @@
 // Depthwise and grouped convolution and the gradient of its input. A block keeps a tile of its
 // source in shared memory; a thread slides down one column of one channel with the window's weights
-// and a strip of sums in registers. Lanes are neighbouring channels (NHWC) or columns (NCHW): no
-// bank conflicts.
+// and a strip of sums in registers. Lanes are neighbouring channels (NHWC) or columns (NCHW), hence
+// other banks, unless a stride takes them two columns apart.
 #include "conv2d_depthwise_shape.cuh"
 
 namespace cnnkern {
