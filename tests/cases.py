@@ -265,7 +265,7 @@ CONVS = (
     # Planes that share 16 bytes, of more than a tile's channels; cut into rows; into columns.
     Conv("depthwise_planes", (2, 20, 7, 7), (20, 1, 3, 3), padding=(1, 1, 1, 1), groups=20),
     Conv("depthwise_rows", (1, 2, 67, 101), (2, 1, 3, 3), padding=(1, 1, 1, 1), groups=2),
-    Conv("depthwise_columns", (1, 1, 3, 2500), (1, 1, 3, 3), padding=(1, 1, 1, 1), bias=False),
+    Conv("depthwise_columns", (1, 1, 3, 1300), (1, 1, 3, 3), padding=(1, 1, 1, 1), bias=False),
     # Groups of a tensor core's 16 channels and more, with phases of unequal length in the gradient.
     Conv("groups16_stride", (1, 32, 9, 10), (40, 16, 3, 3), (2, 3), (1, 1, 2, 0), groups=2),
     # Padding: asymmetric, beyond the kernel so that whole windows see nothing, every mode.
