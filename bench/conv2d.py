@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from bench.results import DTYPES, Report, parser
-from bench.shapes import CONVS, Conv
+from bench.results import DTYPES, Report, problem_parser
+from bench.shapes import CONVS, Conv, of_batch
 from bench.timing import WrongOutputError, alternate, check_same
 
 ours, theirs = torch.ops.cnnkern, torch.ops.aten
@@ -87,7 +86,7 @@ def measure(report: Report, conv: Conv, which: str) -> None:
     dtype = DTYPES[options.dtype]
     operands = tensors(conv, dtype, options.device)
     pairs = {layout: calls(conv, which, operands, layout, options.algo) for layout in FORMATS}
-    mine = {layout: pairs[layout][0] for layout in options.layout}
+    mine = {layout: pairs[layout][0] for layout in options.layouts}
     baselines = {f"torch_{layout}": call for layout, (_, call) in pairs.items()}
     # Sums of weight gradients run over every pixel of the batch: their own scale is the yardstick.
     want = baselines["torch_nchw"]()
@@ -120,22 +119,10 @@ def measure(report: Report, conv: Conv, which: str) -> None:
 
 
 def main() -> int:
-    options = parser(__doc__.splitlines()[0])
-    options.add_argument("--pass", dest="passes", default=",".join(PASSES), help="fwd,dgrad,wgrad")
-    options.add_argument("--layout", default="nchw,nhwc", help="ours; torch runs in both")
-    options.add_argument("--dtype", choices=DTYPES, default="float32")
+    options = problem_parser(__doc__.splitlines()[0], PASSES, tuple(FORMATS))
     options.add_argument("--algo", default="auto", help="our algorithm")
-    options.add_argument("--batch", type=int, help="instead of the problems' own")
     args = options.parse_args()
-    args.layout = args.layout.split(",")
-    args.passes = args.passes.split(",")
-    for name, given, known in (("pass", args.passes, PASSES), ("layout", args.layout, FORMATS)):
-        if unknown := set(given) - set(known):
-            options.error(f"--{name} knows {', '.join(known)}, not {', '.join(sorted(unknown))}")
-    problems = [c for c in CONVS if c.name.startswith(args.only)]
-    if args.batch:
-        problems = [replace(c, name=f"{c.name} N={args.batch}", N=args.batch) for c in problems
-                    if not c.name.endswith("N=1")]  # fmt: skip
+    problems = [c for c in of_batch(CONVS, args.batch) if c.name.startswith(args.only)]
     report = Report("conv2d", args)
     with torch.inference_mode():
         for conv in problems:

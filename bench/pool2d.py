@@ -14,8 +14,8 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from bench.results import DTYPES, Report, parser
-from bench.shapes import POOLS, Pool
+from bench.results import DTYPES, Report, problem_parser
+from bench.shapes import POOLS, Pool, of_batch
 from bench.timing import WrongOutputError, alternate, check_same
 
 theirs = torch.ops.aten
@@ -128,9 +128,11 @@ def measure(report: Report, pool: Pool, which: str) -> None:
         pair = calls(pool, which, *operands)
         if pair is None:
             return
-        mine[layout], baselines[f"torch_{layout}"] = pair
+        ours, baselines[f"torch_{layout}"] = pair
+        if layout in options.layouts:
+            mine[layout] = ours
     want = baselines["torch_nchw"]()
-    for layout in FORMATS:
+    for layout in list(mine):
         title = f"{pool.name} {which} {layout}"
         try:
             check_same(title, mine[layout](), want)
@@ -159,19 +161,13 @@ def measure(report: Report, pool: Pool, which: str) -> None:
 
 
 def main() -> int:
-    options = parser(__doc__.splitlines()[0])
-    options.add_argument("--pass", dest="passes", default=",".join(PASSES), help=",".join(PASSES))
-    options.add_argument("--dtype", choices=DTYPES, default="float32")
-    args = options.parse_args()
-    args.passes = args.passes.split(",")
-    if unknown := set(args.passes) - set(PASSES):
-        options.error(f"--pass knows {', '.join(PASSES)}, not {', '.join(sorted(unknown))}")
+    args = problem_parser(__doc__.splitlines()[0], PASSES, tuple(FORMATS)).parse_args()
+    problems = [p for p in of_batch(POOLS, args.batch) if p.name.startswith(args.only)]
     report = Report("pool2d", args)
     with torch.inference_mode():
-        for pool in POOLS:
-            if pool.name.startswith(args.only):
-                for which in args.passes:
-                    measure(report, pool, which)
+        for pool in problems:
+            for which in args.passes:
+                measure(report, pool, which)
     return report.finish(COLUMNS)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import csv
 import functools
+import os
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -36,11 +38,22 @@ KEYS = (
 )
 
 
+# What ATen and oneDNN call the instruction sets that `--isa` limits them to, beside our kernels.
+ATEN_ISAS = {"scalar": "default", "avx2": "avx2", "avx512": "avx512", "avx512_bf16": "avx512"}
+ONEDNN_ISAS = {
+    "scalar": "SSE41",
+    "avx2": "AVX2",
+    "avx512": "AVX512_CORE",
+    "avx512_bf16": "AVX512_CORE_BF16",
+}
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """Make the options that all benchmarks have."""
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--threads", type=int, default=torch.get_num_threads())
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    made.add_argument("--isa", choices=_C.cpu_isas(), help="all that we and torch may use")
     made.add_argument("--only", default="", help="rows whose name begins with this")
     made.add_argument("--quick", action="store_true", help="a fifth of the time a row")
     made.add_argument("--busy", action="store_true", help="write CSV though the machine is busy")
@@ -48,15 +61,62 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
+def problem_parser(
+    description: str, passes: Sequence[str], layouts: Sequence[str]
+) -> argparse.ArgumentParser:
+    """Make the options of benchmarks of one op, whose passes and layouts are rows."""
+    made = parser(description)
+    for name, known in (("pass", passes), ("layout", layouts)):
+        made.add_argument(
+            f"--{name}",
+            dest=f"{name}es" if name == "pass" else f"{name}s",
+            type=_subset_of(known),
+            default=list(known),
+            help=f"some of {','.join(known)}",
+        )
+    made.add_argument("--dtype", choices=DTYPES, default="float32")
+    made.add_argument("--batch", type=int, help="images, instead of the problems' own number")
+    return made
+
+
+def _subset_of(known: Sequence[str]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        if unknown := set(names) - set(known):
+            raise argparse.ArgumentTypeError(
+                f"knows {', '.join(known)}, not {', '.join(sorted(unknown))}"
+            )
+        return names
+
+    return parse
+
+
+def limit_isa(name: str) -> None:
+    """Keep our kernels, ATen's and oneDNN's to one instruction set, before torch's first op.
+
+    Raises:
+        RuntimeError: torch has settled on another.
+    """
+    _C.set_cpu_isa(name)
+    os.environ["ATEN_CPU_CAPABILITY"] = ATEN_ISAS[name]
+    os.environ["ONEDNN_MAX_CPU_ISA"] = ONEDNN_ISAS[name]
+    settled = torch.backends.cpu.get_cpu_capability().lower()
+    if settled != ATEN_ISAS[name]:
+        raise RuntimeError(f"torch uses {settled} kernels, not {ATEN_ISAS[name]}")
+
+
 class Report:
     """Collect the rows of one run."""
 
     def __init__(self, subject: str, options: argparse.Namespace) -> None:
+        if options.isa:
+            limit_isa(options.isa)
         torch.set_num_threads(options.threads)
         self.subject, self.options = subject, options
+        self.dtype = DTYPES.get(getattr(options, "dtype", ""), torch.float32)
         self.budget = 0.2 if options.quick else 1.0
         self._check_idle()
-        self.machine: Machine = measure_machine(options.device)
+        self.machine: Machine = measure_machine(options.device, options.isa, self.dtype)
         self.rows: list[dict] = []
         self.failures: list[str] = []
 
@@ -92,7 +152,7 @@ class Report:
         cuda = self.options.device == "cuda"
         return {
             "device": info.device,
-            "isa": "cuda" if cuda else _C.cpu_isa(),
+            "isa": "cuda" if cuda else self._isa(),
             "threads": info.threads,
             "peak_gflops": round(info.flops / 1e9, 1),
             "peak_source": info.flops_source,
@@ -101,6 +161,11 @@ class Report:
             "commit": _commit(),
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
         }
+
+    def _isa(self) -> str:
+        """Name the instruction set; that of the pairs is avx512's for all types but bfloat16."""
+        isa = _C.cpu_isa()
+        return isa if self.dtype == torch.bfloat16 else isa.removesuffix("_bf16")
 
     def finish(self, columns: dict[str, str], ratio: str = "ratio_best") -> int:
         """Print the table and the geometric means, write the CSV, and give the exit status."""
@@ -137,11 +202,19 @@ class Report:
             console.print(f"wrote {self._write()}", highlight=False)
         return 1 if self.failures else 0
 
-    def _write(self) -> Path:
+    def path(self) -> Path:
+        """Name the file after what is measured, unless the options name it."""
+        if self.options.csv:
+            return Path(self.options.csv)
         origin = self._origin()
         slug = re.sub(r"[^a-z0-9]+", "-", origin["device"].lower()).strip("-")
-        usual = RESULTS / f"{self.subject}-{slug}-{origin['isa']}-{origin['threads']}t.csv"
-        path = Path(self.options.csv) if self.options.csv else usual
+        parts = [self.subject, slug, origin["isa"], f"{origin['threads']}t"]
+        if self.dtype != torch.float32:
+            parts.append(str(self.dtype).removeprefix("torch."))
+        return RESULTS / f"{'-'.join(parts)}.csv"
+
+    def _write(self) -> Path:
+        path = self.path()
         rows = {tuple(str(r.get(k, "")) for k in KEYS): r for r in [*read(path), *self.rows]}
         names = list(dict.fromkeys(key for row in rows.values() for key in row))
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 
@@ -119,3 +120,14 @@ POOLS += tuple(
     for pool in POOLS
     if pool.name.startswith(("lenet avg 2x2 6", "max", "resnet", "global"))
 )
+
+
+def of_batch(problems: Sequence[Conv | Pool], batch: int | None) -> list[Conv | Pool]:
+    """Give the problems with that many images, each once; as they are where it is None."""
+    if batch is None:
+        return list(problems)
+    return [
+        replace(problem, name=f"{problem.name} N={batch}", N=batch)
+        for problem in problems
+        if not problem.name.endswith(" N=1")
+    ]

@@ -24,9 +24,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cnnkern import _C
+
 HERE = Path(__file__).parent
 SHORTEST_SAMPLE = 300e-6  # calls shorter than this are timed several at once
 ROUNDS = (5, 200)
+# The C compiler's options for an instruction set of ours; others are this machine's own.
+TARGETS = {"scalar": ("-march=x86-64",), "avx2": ("-march=x86-64-v3",)}
 # Largest error allowed, as a part of the largest value: rounding of long sums, and Winograd's.
 TOLERANCE = {
     torch.float64: 1e-11,
@@ -175,12 +179,20 @@ class Machine:
     bandwidth: float  # bytes read and written a second, by a large copy
 
 
-def measure_machine(device: str = "cpu") -> Machine:
-    """Measure the peak rates with the threads that torch is set to use."""
+def measure_machine(
+    device: str = "cpu", isa: str | None = None, dtype: torch.dtype = torch.float32
+) -> Machine:
+    """Measure the peak rates with the threads that torch is set to use.
+
+    `isa` limits the processor's to that instruction set. bfloat16 has a rate of its own where there
+    are products of pairs of it; elsewhere float32's holds.
+    """
     name = torch.cuda.get_device_name() if device == "cuda" else cpu_name()
     flops, source = None, "fma loop"
     if device == "cpu":
-        flops = _fma_peak(torch.get_num_threads())
+        bf16_pairs = dtype == torch.bfloat16 and "bf16" in (isa or _C.cpu_isa())
+        source = "dot loop" if bf16_pairs else source
+        flops = _loop_peak(torch.get_num_threads(), isa, "dot" if bf16_pairs else "fma")
     if flops is None:  # a GPU, or no C compiler: the best matrix product stands in
         flops, source = matmul_peak(device), "torch.mm"
     return Machine(name, torch.get_num_threads(), flops, source, _copy_bandwidth(device))
@@ -208,32 +220,33 @@ def idle_share(seconds: float = 0.5) -> float:
     return (spent[3] + spent[4]) / max(sum(spent), 1)  # idle, and waiting for a disk
 
 
-def _fma_peak(threads: int) -> float | None:
+def _loop_peak(threads: int, isa: str | None, name: str) -> float | None:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "fma_peak.so"
-        command = [compiler, "-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]
+        library = Path(folder) / "peak.so"
+        target = TARGETS.get(isa, ("-march=native",))
+        command = [compiler, "-O3", *target, "-ffp-contract=fast", "-shared", "-fPIC"]
         try:
             subprocess.run(
-                [*command, "-o", str(library), str(HERE / "fma_peak.c")],
+                [*command, "-o", str(library), str(HERE / "peak.c")],
                 check=True,
                 capture_output=True,
             )
         except subprocess.CalledProcessError:
             return None
-        loop = ctypes.CDLL(str(library))
-        loop.fma_loop.argtypes = (ctypes.c_long, ctypes.c_float)
-        loop.fma_loop.restype = ctypes.c_float
-        loop.fma_flops.restype = ctypes.c_long
+        loaded = ctypes.CDLL(str(library))
+        loop, flops = getattr(loaded, f"{name}_loop"), getattr(loaded, f"{name}_flops")
+        loop.argtypes, loop.restype = (ctypes.c_long, ctypes.c_float), ctypes.c_float
+        flops.restype = ctypes.c_long
         iterations, best = 1_000_000, 0.0
         with ThreadPoolExecutor(threads) as pool:  # ctypes lets go of the GIL
             for _ in range(8):
                 start = time.perf_counter()
-                list(pool.map(lambda _: loop.fma_loop(iterations, 0.5), range(threads)))
+                list(pool.map(lambda _: loop(iterations, 0.5), range(threads)))
                 seconds = time.perf_counter() - start
-                best = max(best, threads * iterations * loop.fma_flops() / seconds)
+                best = max(best, threads * iterations * flops() / seconds)
         return best
 
 

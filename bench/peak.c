@@ -1,0 +1,49 @@
+/* Independent multiply-adds on registers: the rates that no kernel here can exceed, of float32 and,
+ * where the machine has products of pairs of it, of bfloat16. bench/timing.py compiles it for this
+ * very machine and runs one call per thread. */
+#if defined(__AVX512F__)
+#define WIDTH 64
+#define CHAINS 24
+#else
+#define WIDTH 32 /* 16 registers: 12 sums, and room for the two factors */
+#define CHAINS 12
+#endif
+
+typedef float vec __attribute__((vector_size(WIDTH)));
+
+/* Runs STEP(sum) on all sums, and returns a value that depends on all of them, so that none is
+ * optimised away. Every loop over the sums is unrolled: an index at run time would put them into
+ * memory. */
+#define LOOP(STEP)                                                                     \
+  vec sums[CHAINS];                                                                    \
+  _Pragma("GCC unroll 32") for (int c = 0; c < CHAINS; ++c) sums[c] = a * (float)c;    \
+  for (long n = 0; n < iterations; ++n) {                                              \
+    _Pragma("GCC unroll 32") for (int c = 0; c < CHAINS; ++c) sums[c] = STEP(sums[c]); \
+    _Pragma("GCC unroll 32") for (int c = 0; c < CHAINS;                               \
+                                  ++c) __asm__ volatile("" : "+v"(sums[c]));           \
+  }                                                                                    \
+  vec total = sums[0];                                                                 \
+  _Pragma("GCC unroll 32") for (int c = 1; c < CHAINS; ++c) total += sums[c];          \
+  return total[0];
+
+float fma_loop(long iterations, float factor) {
+  vec a, b;
+  for (unsigned i = 0; i < WIDTH / 4; ++i) a[i] = factor, b[i] = 1 - factor;
+#define FMA(sum) sum* a + b
+  LOOP(FMA)
+}
+
+long fma_flops(void) { return 2L * CHAINS * (WIDTH / 4); }
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+
+float dot_loop(long iterations, float factor) {
+  vec a;
+  for (unsigned i = 0; i < WIDTH / 4; ++i) a[i] = factor;
+#define DOT(sum) (vec) _mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)a)
+  LOOP(DOT)
+}
+
+long dot_flops(void) { return 4L * CHAINS * (WIDTH / 4); }
+#endif
