@@ -34,6 +34,7 @@ APPLIES = {
     "igemm": lambda case, x: True,
     "depthwise": lambda case, x: is_depthwise(case, x),
     "winograd": lambda case, x: is_plain_3x3(case),
+    "dots": lambda case, x: x.dtype == torch.bfloat16 and _C.cpu_isa() == "avx512_bf16",
 }
 
 
@@ -359,6 +360,24 @@ def test_nan_and_infinity_reach_only_their_windows(dtype, target):
     assert y.isnan().equal(nan.expand(1, 9, 9, 40))
     assert y.isinf().equal(inf.expand(1, 9, 9, 40))
     assert (y[~(nan | inf).expand(1, 9, 9, 40)] == 0).all()
+
+
+@pytest.mark.skipif("avx512_bf16" not in _C.cpu_isas(), reason="this CPU has no AVX512-BF16")
+@pytest.mark.parametrize("format", FORMATS)
+def test_nan_and_infinity_reach_only_their_windows_by_dots(format):
+    """The second half of an odd count's last pair is a zero whatever lies behind the first."""
+    x, w = torch.zeros(1, 5, 9, 21).bfloat16(), torch.ones(6, 5, 3, 3).bfloat16()
+    x[0, 0, 4, 20], x[0, 1, 0, 0] = float("nan"), float("inf")
+    x, w = layout(x, format).requires_grad_(), w.requires_grad_()
+    y = functional.conv2d(x, w, padding=1, algo="dots")
+    nan, inf = torch.zeros(2, 9, 21, dtype=torch.bool)
+    nan[3:6, 19:], inf[0:2, 0:2] = True, True
+    assert y.isnan().equal(nan.expand(1, 6, 9, 21))
+    assert y.isinf().equal(inf.expand(1, 6, 9, 21))
+    (grad,) = torch.autograd.grad(y, w, torch.ones_like(y))
+    nan, inf = torch.zeros(2, 6, 5, 3, 3, dtype=torch.bool)
+    nan[:, 0, :, 1:], inf[:, 1, :2, :2] = True, True  # taps that meet them inside the output
+    assert grad.isnan().equal(nan) and grad.isinf().equal(inf)
 
 
 @needs_cuda_library

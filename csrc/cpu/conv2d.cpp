@@ -1,6 +1,7 @@
 // Binder of conv2d and its input gradient on the CPU: checks, allocates, picks the instruction set.
 #include "check.h"
 #include "conv2d_depthwise.h"
+#include "conv2d_dots.h"
 #include "conv2d_select.h"
 #include "conv2d_winograd.h"
 #include "parallel.h"
@@ -26,6 +27,16 @@ void depthwise(TapConv* taps, size_t count, const View& in, const T* weight, con
   std::vector<DepthwisePlan> plans;
   for (size_t i = 0; i < count; ++i) plans.push_back(plan_depthwise(taps[i], in));
   CNNKERN_ISA_CALL(launch_conv2d_depthwise<T>(plans.data(), count, in, weight, bias, out));
+}
+
+// The selector lets none but bfloat16 come here, and avx512_bf16.
+template <typename T>
+void dots(TapConv* taps, size_t count, int64_t plane_size, const View& in, const T* weight,
+          const T* bias, const View& out) {
+#if CNNKERN_X86_ISAS
+  if constexpr (std::is_same_v<T, bfloat16>)
+    avx512_bf16::launch_conv2d_dots(taps, count, plane_size, in, weight, bias, out);
+#endif
 }
 
 Tensor conv2d(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
@@ -54,6 +65,8 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, std::optional<Tensor> b
     const View out_view = view_of(out.data_ptr(), f.K, f.P, f.Q, nhwc);
     if (chosen == ConvAlgo::kDepthwise)
       return depthwise<T>(&taps, 1, in_view, weights, biases, out_view);
+    if (chosen == ConvAlgo::kDots)
+      return dots<T>(&taps, 1, f.R * f.S, in_view, weights, biases, out_view);
     if (chosen == ConvAlgo::kWinograd)
       CNNKERN_ISA_CALL(launch_conv2d_winograd<T, T>(taps, in_view, weights, biases, out_view));
     else if (chosen == ConvAlgo::kIgemm)
@@ -108,6 +121,10 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Ints& i
     if (chosen == ConvAlgo::kDepthwise && !folds)
       return for_phases(f, [&](TapConv* phases, size_t count) {
         depthwise<T>(phases, count, grad_view, weights, nullptr, out_view);
+      });
+    if (chosen == ConvAlgo::kDots && !folds)
+      return for_phases(f, [&](TapConv* phases, size_t count) {
+        dots<T>(phases, count, f.R * f.S, grad_view, weights, nullptr, out_view);
       });
     if (!folds && chosen == ConvAlgo::kWinograd) {
       const TapConv taps = dgrad_taps(f, 0, 0);

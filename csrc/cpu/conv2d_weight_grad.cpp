@@ -2,6 +2,7 @@
 // two compile side by side.
 #include "check.h"
 #include "conv2d_depthwise.h"
+#include "conv2d_dots.h"
 #include "conv2d_select.h"
 #include "conv2d_winograd.h"
 #include "parallel.h"
@@ -40,6 +41,11 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Ints& w
     if (chosen == ConvAlgo::kDepthwise &&
         CNNKERN_ISA_CALL(launch_conv2d_depthwise_weight_grad<T>(f, grad_view, in_view, dw)))
       return;
+#if CNNKERN_X86_ISAS
+    if constexpr (std::is_same_v<T, bfloat16>)
+      if (chosen == ConvAlgo::kDots)
+        return avx512_bf16::launch_conv2d_dots_weight_grad(f, grad_view, in_view, dw);
+#endif
     if (chosen == ConvAlgo::kWinograd)
       CNNKERN_ISA_CALL(launch_conv2d_winograd_weight_grad<T>(f, grad_view, in_view, dw));
     else if (chosen == ConvAlgo::kIgemm)

@@ -2,16 +2,19 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <iterator>
 #include <stdexcept>
 
 namespace cnnkern {
 namespace {
 
-constexpr const char* kNames[] = {"scalar", "avx2", "avx512"};
+constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512_bf16"};
+constexpr int kIsas = int(std::size(kNames));
 
 bool has(Isa isa) {
 #if CNNKERN_X86_ISAS
   switch (isa) {
+    case Isa::kAvx512Bf16: return __builtin_cpu_supports("avx512bf16") && has(Isa::kAvx512);
     case Isa::kAvx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
@@ -27,18 +30,21 @@ bool has(Isa isa) {
 }
 
 Isa parse(const std::string& name) {
-  for (int i = 0; i < 3; ++i)
+  for (int i = 0; i < kIsas; ++i)
     if (name == kNames[i]) {
       if (!has(Isa(i)))
         throw std::invalid_argument("this CPU or build has no '" + name + "' kernels");
       return Isa(i);
     }
-  throw std::invalid_argument("CPU ISA must be 'scalar', 'avx2' or 'avx512', got '" + name + "'");
+  throw std::invalid_argument("CPU ISA must be 'scalar', 'avx2', 'avx512' or 'avx512_bf16', got '" +
+                              name + "'");
 }
 
 Isa initial() {
   if (const char* name = std::getenv("CNNKERN_CPU_ISA"); name && *name) return parse(name);
-  return has(Isa::kAvx512) ? Isa::kAvx512 : has(Isa::kAvx2) ? Isa::kAvx2 : Isa::kScalar;
+  int best = kIsas - 1;
+  while (!has(Isa(best))) --best;
+  return Isa(best);
 }
 
 std::atomic<Isa>& state() {
@@ -53,7 +59,7 @@ const char* isa_name(Isa isa) { return kNames[int(isa)]; }
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  for (int i = 0; i < 3; ++i)
+  for (int i = 0; i < kIsas; ++i)
     if (has(Isa(i))) names.push_back(kNames[i]);
   return names;
 }

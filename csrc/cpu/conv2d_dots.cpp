@@ -1,0 +1,36 @@
+// The kernels that use AVX512-BF16, for avx512_bf16 alone; elsewhere bfloat16 is converted on load.
+#include "isa.h"
+
+#if CNNKERN_X86_ISAS
+#include <immintrin.h>
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "conv2d_depthwise.h"
+#include "conv2d_dots.h"
+#include "conv2d_winograd.h"
+#include "parallel.h"
+#include "workspace.h"
+
+#pragma GCC push_options
+#pragma GCC target( \
+    "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
+#define CNNKERN_VECTOR_BYTES 64
+#define CNNKERN_ISA_LEVEL 3
+namespace cnnkern::avx512_bf16 {
+#include "vec.inc"
+#include "vec_math.inc"
+
+#include "conv2d.inc"
+
+#include "pairs.inc"
+
+#include "conv2d_dots.inc"
+#include "conv2d_dots_weight_grad.inc"
+}  // namespace cnnkern::avx512_bf16
+#pragma GCC pop_options
+#endif
