@@ -14,7 +14,16 @@ from collections import Counter
 import pytest
 import torch
 from cases import CONVS, POOLS
-from gpu import CPU_TARGETS, GPU_TARGETS, LEFT_OUT, RIG_ORDER, Target, left_to_a_real_gpu
+from gpu import (
+    CPU_TARGETS,
+    GPU_TARGETS,
+    INTERPRETED,
+    LEFT_OUT,
+    RIG_ORDER,
+    Target,
+    left_to_a_real_gpu,
+    left_to_the_compiler,
+)
 
 import cnnkern  # noqa: F401  (registers the ops)
 from cnnkern import _C
@@ -78,7 +87,7 @@ def why_left_out(item) -> str | None:
     if not isinstance(params.get("gpu", CPU_TARGETS[0]), Target):
         return "no backend for GPUs"
     if not item.get_closest_marker("gpu"):
-        return None
+        return left_to_the_compiler(item.originalname, params) if INTERPRETED else None
     if RIG_ORDER:
         return left_to_a_real_gpu(item.originalname, params)
     return None if torch.cuda.is_available() else "no GPU"

@@ -24,6 +24,9 @@ RIG_ORDER = os.environ.get("PTXCPU_ORDER") if os.environ.get("PTXCPU_ACTIVE") el
 # Multiply-adds of one pass; forward and both gradients take one core about 1.5 us for each.
 RIG_MACS = 10_000_000
 RIG_MACS_IN_BOTH_LAYOUTS = 1_000_000
+# Triton's interpreter runs the kernels on CPU tensors, a program at a time, in NumPy.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+INTERPRETED_MACS = 10_000
 LAYOUTS, NARROW = ("contiguous", "channels_last"), (torch.bfloat16, torch.float16)
 LEFT_OUT = "left to a real GPU: "  # how a summary line begins
 
@@ -76,7 +79,7 @@ def allocator_with_pools():
 
 
 CPU_TARGETS = tuple(Target("cpu", isa) for isa in _C.cpu_isas())
-if os.environ.get("TRITON_INTERPRET") == "1":
+if INTERPRETED:
     CPU_TARGETS = (Target("cpu", algo="triton"),)
 GPU_TARGETS = (Target("cuda"),)
 if importlib.util.find_spec("triton"):
@@ -91,10 +94,27 @@ def left_to_a_real_gpu(name: str, params: dict) -> str | None:
         return f"more than {RIG_MACS} multiply-adds"
     if not dtype or format not in LAYOUTS:
         return None
-    turn = zlib.crc32(f"{name} {case}".encode())
+    turn = turn_of(name, case)
     if dtype in NARROW and dtype != NARROW[turn % 2]:
         return "the other type of 16 bits"
     in_both = dtype == torch.float32 and macs <= RIG_MACS_IN_BOTH_LAYOUTS
     if not in_both and format != LAYOUTS[(turn // 2 + (dtype in NARROW)) % 2]:
         return "the type's other layout"
     return None
+
+
+def left_to_the_compiler(name: str, params: dict) -> str | None:
+    """Return why Triton's interpreter does not run this test, or None where it does."""
+    case, dtype, format = (params.get(key) for key in ("case", "dtype", "format"))
+    if getattr(getattr(case, "conv", case), "macs", 0) > INTERPRETED_MACS:
+        return f"more than {INTERPRETED_MACS} multiply-adds"
+    if dtype not in (None, torch.float32):
+        return "what is not float32"
+    if format in LAYOUTS and format != LAYOUTS[turn_of(name, case) % 2]:
+        return "the other layout"
+    return None
+
+
+def turn_of(name: str, case) -> int:
+    """Return a number by which cases take turns in what they run."""
+    return zlib.crc32(f"{name} {case}".encode())

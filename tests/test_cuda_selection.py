@@ -161,3 +161,22 @@ def test_torch_setting_puts_convolutions_on_tensor_cores(precision):
                     rounded))  # fmt: skip
     precision(all="ieee")
     assert all(same(results(), exact))
+
+
+@pytest.mark.gpu
+def test_torch_setting_leaves_tritons_precisions_alone(precision):
+    """They are named by algo; "auto" and "auto_tf32" are what the public functions make of it."""
+    pytest.importorskip("triton")
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(*size, generator=generator).cuda()
+            for size in ((2, 16, 5, 6), (16, 16, 3, 3)))  # fmt: skip
+
+    def result(algo):
+        conv = [[1, 1], [1, 1, 1, 1], [1, 1], 1, "zeros", algo]
+        return torch.ops.cnnkern.conv2d.triton(x, w, None, *conv)
+
+    exact, rounded = result("triton"), result("triton_tf32")
+    assert not exact.equal(rounded)
+    assert result("auto").equal(exact) and result("auto_tf32").equal(rounded)
+    precision(all="tf32")
+    assert functional.conv2d(x, w, padding=1, algo="triton").equal(exact)
