@@ -154,7 +154,7 @@ __device__ __forceinline__ Taps taps_of(bool gathers, int i, int origin, int tap
 // A thread sums kStrip outputs below each other, so that a weight is read once for all of them; the
 // phases of a gradient with stride differ from row to row and go one at a time.
 template <typename T, int kStrip>
-__global__ void __launch_bounds__(kDepthwiseThreads)
+__global__ void __launch_bounds__(kDepthwiseThreads, 4)
     conv2d_depthwise_kernel(const DepthwiseShape s, bool gathers, const T* __restrict__ src,
                             const T* __restrict__ w, const T* __restrict__ bias,
                             T* __restrict__ out) {

@@ -151,19 +151,22 @@ struct TilePlace {
 // every 8 lanes, whose pieces cover all banks, so that no two lanes want the same.
 template <typename T>
 __device__ void scatter_piece(const T* from, const TilePlace& place, T* tile) {
-  constexpr int kCount = Piece<T>::kCount, kWord = kCount / 4;
+  constexpr int kCount = Piece<T>::kCount, kWord = kCount < 4 ? 1 : kCount / 4;
   Piece<T> piece;
   piece.bits = __ldg(reinterpret_cast<const uint4*>(from));
   int turn = 0;
-  if constexpr (kWord > 0) {
-    const int words = threadIdx.x / 8 % 4;
+  if constexpr (kCount >= 4) {
+    turn = threadIdx.x / 8 % 4;
     uint4& b = piece.bits;
-    if (words & 1) b = make_uint4(b.y, b.z, b.w, b.x);
-    if (words & 2) b = make_uint4(b.z, b.w, b.x, b.y);
-    turn = words * kWord;
+    if (turn & 1) b = make_uint4(b.y, b.z, b.w, b.x);
+    if (turn & 2) b = make_uint4(b.z, b.w, b.x, b.y);
   }
 #pragma unroll
-  for (int j = 0; j < kCount; ++j) tile[place((j + turn) % kCount)] = piece.values[j];
+  for (int j = 0; j < kCount; j += kWord) {
+    const int first = (j + turn * kWord) % kCount;
+#pragma unroll
+    for (int i = 0; i < kWord; ++i) tile[place(first + i)] = piece.values[j + i];
+  }
 }
 
 template <typename T>

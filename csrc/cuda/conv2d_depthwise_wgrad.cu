@@ -87,7 +87,7 @@ struct WgradMemory {
 // A strip of gradients slides past the rows of the input, each of which is read once for all the
 // windows that it is in: sum[r][t] += grad[p] * x[p*stride + r][t].
 template <typename T, int kSize, int kStride>
-__global__ void __launch_bounds__(kDepthwiseThreads, kSize == 3 ? 3 : 2)
+__global__ void __launch_bounds__(kDepthwiseThreads, kSize == 3 && sizeof(T) == 2 ? 3 : 2)
     conv2d_wgrad_depthwise_window_kernel(const DepthwiseShape s, int64_t N, int64_t splits,
                                          const T* __restrict__ dy, const T* __restrict__ x,
                                          AccOf<T>* __restrict__ partial) {
