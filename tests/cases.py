@@ -282,6 +282,7 @@ CONVS = (
 
 # The large tiles of the CUDA algorithms, which only problems of many blocks get: in few
 # multiply-adds that takes groups or phases, which are blocks too. Channels on and off chunks of 4.
+# "weight": several tiles of 32 channels and 32 taps, as it is packed and its gradient summed up.
 LARGE_TILES = (
     ("igemm", torch.float32, Conv("fprop", (1, 512, 1, 3), (9216, 4, 1, 2), groups=128)),
     ("igemm", torch.float32, Conv("fprop_ragged", (1, 384, 1, 3), (9344, 3, 1, 2), groups=128)),
@@ -291,6 +292,8 @@ LARGE_TILES = (
     ("igemm", torch.float32, Conv("wgrad_ragged", (2, 9, 6, 7), (70, 9, 3, 3), (1, 1), (1, 0) * 2)),
     ("mma", torch.float16, Conv("fprop", (1, 1024, 1, 3), (4608, 16, 1, 2), groups=64)),
     ("mma", torch.bfloat16, Conv("dgrad", (1, 4608, 2, 3), (1024, 72, 1, 2), (1, 2), groups=64)),
+    ("igemm", torch.float32, Conv("weight", (1, 37, 6, 8), (35, 37, 5, 7))),
+    ("mma", torch.float16, Conv("weight", (1, 37, 6, 8), (35, 37, 5, 7))),
 )  # fmt: skip
 
 # ---- transposed convolutions -------------------------------------------------------------------

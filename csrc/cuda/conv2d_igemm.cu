@@ -4,9 +4,8 @@
 // that order first. dgrad gathers, too: pixels of one phase (h mod stride, w mod stride) have the
 // same taps. Two stages of shared memory; the pixels are the rows of the tile in NHWC and its
 // columns in NCHW, so that neighbouring lanes store neighbours in memory.
-#include <utility>
-
 #include "conv2d_igemm.h"
+#include "conv2d_pack_weight.cuh"
 #include "igemm_tile.cuh"
 
 namespace cnnkern {
@@ -229,24 +228,6 @@ __global__ __launch_bounds__(Igemm<kTile>::kThreads,
   }
 }
 
-// The weight as float [groups, taps, C in whole slices, K in whole tiles], zeros in the rest. C is
-// summed over and K computed: in dgrad they trade places.
-template <typename T>
-__global__ void pack_weight_kernel(const T* weight, Strides from, int64_t group_step, int64_t C,
-                                   int64_t K, int64_t R, int64_t S, int64_t C_packed,
-                                   int64_t K_packed, float* packed, int64_t count) {
-  const int64_t step = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
-    int64_t rest = i;
-    const int64_t k = rest % K_packed;
-    rest /= K_packed;
-    const int64_t c = rest % C_packed;
-    rest /= C_packed;
-    const int64_t s = rest % S, r = rest / S % R, group = rest / S / R;
-    packed[i] = c < C && k < K ? widen(weight[group * group_step + from.at(k, c, r, s)]) : 0.f;
-  }
-}
-
 int gcd(int64_t a, int64_t b) { return int(b ? gcd(b, a % b) : a); }
 
 GatherShape make_gather_shape(const ConvCall& call, int64_t tile) {
@@ -288,16 +269,13 @@ template <int kTile, typename T>
 void launch(const ConvCall& call) {
   const ConvParams& p = call.p;
   const GatherShape s = make_gather_shape(call, kTile);
-  const int64_t C = p.C / p.groups, K = p.K / p.groups;
-  Strides order = dense_strides(C, p.R, p.S, call.weight_nhwc);
-  const int64_t group_step = K * order.n;
-  if (s.is_dgrad) std::swap(order.n, order.c);
+  // [groups, taps, C in whole slices, K in whole tiles]; in dgrad the two trade places.
+  const Strides order = dense_strides(p.C / p.groups, p.R, p.S, call.weight_nhwc);
   float* packed = static_cast<float*>(call.workspace);
-  const int64_t C_packed = s.slices * kIgemmSlice;
-  const int64_t count = p.groups * p.R * p.S * C_packed * s.weight_pitch;
-  pack_weight_kernel<<<grid_for(count, 256), 256, 0, call.stream>>>(
-      static_cast<const T*>(call.weight), order, group_step, s.C, s.K, p.R, p.S, C_packed,
-      s.weight_pitch, packed, count);
+  pack_weight(static_cast<const T*>(call.weight), packed,
+              {s.K, s.weight_pitch, s.is_dgrad ? order.c : order.n},
+              {s.C, s.slices * kIgemmSlice, s.is_dgrad ? order.n : order.c}, p.R * p.S, order.w,
+              p.groups, p.K / p.groups * order.n, false, call.stream);
 
   const T* from = static_cast<const T*>(s.is_dgrad ? call.grad : call.input);
   const int64_t pixels = igemm_shape(call).rows;

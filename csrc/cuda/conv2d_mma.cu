@@ -6,6 +6,7 @@
 //   row 0: c0 c1 c2 c3 | row 1: c0 c1 c2 c3 | row 2: c1 c0 c3 c2 | row 3: c1 c0 c3 c2 | ...
 #include "conv2d_mma.cuh"
 #include "conv2d_mma.h"
+#include "conv2d_pack_weight.cuh"
 
 namespace cnnkern {
 namespace {
@@ -95,29 +96,30 @@ struct Loader {
   }
 };
 
-// Through shared memory, so that a store is 16 bytes of a pixel's channels, or a row of pixels.
-template <typename T, int Tile>
-__device__ void store_tile(const Product& s, const T* tile, T* y, int64_t row0, int column0) {
-  constexpr int kPitch = Tile + kChunkElements<T>, kUnit = kChunkElements<T>;
-  const int columns = s.written - column0;
+template <typename T>
+struct alignas(2 * sizeof(T)) Pair {
+  T v[2];
+};
+
+// The tile of the output lies in shared memory as in global memory, [pixel][channel] in NHWC and
+// [channel][pixel] in NCHW, so that a store is neighbours, 16 bytes of them where that is aligned.
+template <typename Unit, typename T, int Tile>
+__device__ void store_tile(const Product& s, const T* tile, int pitch, T* y, int64_t row0,
+                           int column0) {
+  constexpr int kUnit = int(sizeof(Unit) / sizeof(T)), kLanes = Tile / kUnit;
+  static_assert(kThreads<Tile> % kLanes == 0);
+  const int columns = s.written - column0, first = threadIdx.x % kLanes * kUnit;
   const auto pixel = [&](int64_t m) {
     const int64_t n = m / s.w.extent;
     return y + n / s.h.extent * s.output.n + n % s.h.extent * s.output.h +
            m % s.w.extent * s.output.w + column0 * s.output.c;
   };
-  if (s.output_in_chunks) {
-    for (int i = threadIdx.x; i < Tile * (Tile / kUnit); i += kThreads<Tile>) {
-      const int row = i / (Tile / kUnit), column = i % (Tile / kUnit) * kUnit;
-      if (row0 + row < s.rows && column < columns)
-        *reinterpret_cast<uint4*>(pixel(row0 + row) + column) =
-            *reinterpret_cast<const uint4*>(tile + row * kPitch + column);
-    }
-    return;
-  }
-  for (int i = threadIdx.x; i < Tile * Tile; i += kThreads<Tile>) {
-    const int row = s.nhwc ? i / Tile : i % Tile, column = s.nhwc ? i % Tile : i / Tile;
-    if (row0 + row < s.rows && column < columns)
-      pixel(row0 + row)[column * s.output.c] = tile[row * kPitch + column];
+  T* plane = pixel(row0 + first);
+  for (int line = threadIdx.x / kLanes; line < Tile; line += kThreads<Tile> / kLanes) {
+    const int row = s.nhwc ? line : first, column = s.nhwc ? first : line;
+    if (row0 + row >= s.rows || column >= columns) continue;
+    T* to = s.nhwc ? pixel(row0 + row) + column : plane + column * s.output.c;
+    *reinterpret_cast<Unit*>(to) = *reinterpret_cast<const Unit*>(tile + line * pitch + first);
   }
 }
 
@@ -176,42 +178,36 @@ __global__ void __launch_bounds__(kThreads<Tile>, Tile == 128 ? 2 : 4)
   wait_for_copies<0>();
   __syncthreads();
   T* tile = reinterpret_cast<T*>(shared);
-  constexpr int kPitch = Tile + kChunkElements<T>;
-  static_assert(Tile * kPitch * sizeof(T) <= sizeof(shared));
+  // Lanes hold 8 rows x 4 pairs of columns. At these pitches they touch each bank once.
+  static_assert(Tile * (Tile + 8) * sizeof(T) <= sizeof(shared));
+  const int pitch = Tile + (s.nhwc ? 8 : kChunkElements<T>);
 #pragma unroll
-  for (int n = 0; n < kWarpN / 8; ++n)
+  for (int n = 0; n < kWarpN / 8; ++n) {
+    const int column = n0 + n * 8 + lane % 4 * 2, k = column0 + column;
+    float add[2];
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int column = n0 + n * 8 + lane % 4 * 2 + e, k = column0 + column;
-      const float add = bias && k < s.written ? widen(bias[group * s.written + k]) : 0.f;
+    for (int e = 0; e < 2; ++e)
+      add[e] = bias && k + e < s.written ? widen(bias[group * s.written + k + e]) : 0.f;
 #pragma unroll
-      for (int m = 0; m < kWarpM / 16; ++m)
+    for (int i = 0; i < kWarpM / 8; ++i) {
+      const int row = m0 + i * 8 + lane / 4;
+      Pair<T> two;
 #pragma unroll
-        for (int half = 0; half < 2; ++half)
-          tile[(m0 + m * 16 + half * 8 + lane / 4) * kPitch + column] =
-              narrow<T>(activate(sum[m][n][half * 2 + e] + add, s.activation));
+      for (int e = 0; e < 2; ++e)
+        two.v[e] = narrow<T>(activate(sum[i / 2][n][i % 2 * 2 + e] + add[e], s.activation));
+      if (s.nhwc)
+        *reinterpret_cast<Pair<T>*>(tile + row * pitch + column) = two;
+      else
+        tile[column * pitch + row] = two.v[0], tile[(column + 1) * pitch + row] = two.v[1];
     }
-  __syncthreads();
-  store_tile<T, Tile>(s, tile, y + group * s.written * s.output.c, row0, column0);
-#endif
-}
-
-// The weight as [group, written channel, tap, summed channel], zeros beyond the channels.
-template <typename T>
-__global__ void conv2d_mma_weight_kernel(Product s, Strides from, bool dgrad, const T* w, T* to,
-                                         int64_t count) {
-  const int64_t step = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
-    int64_t rest = i;
-    const int64_t c = rest % s.padded_summed;
-    rest /= s.padded_summed;
-    const int64_t tap = rest % s.taps;
-    rest /= s.taps;
-    const int64_t n = rest % s.padded_written, group = rest / s.padded_written;
-    const int64_t k = dgrad ? group * s.summed + c : group * s.written + n;
-    to[i] = c < s.summed && n < s.written ? w[from.at(k, dgrad ? n : c, tap / s.S, tap % s.S)]
-                                          : narrow<T>(0);
   }
+  __syncthreads();
+  y += group * s.written * s.output.c;
+  if (s.output_in_chunks)
+    store_tile<uint4, T, Tile>(s, tile, pitch, y, row0, column0);
+  else
+    store_tile<T, T, Tile>(s, tile, pitch, y, row0, column0);
+#endif
 }
 
 Axis fprop_axis(int64_t P, int64_t R, int64_t H, int64_t stride, int64_t pad, int64_t dil) {
@@ -265,15 +261,19 @@ void launch(const ConvCall& call) {
   s.mode = dgrad ? PaddingMode::kZeros : p.mode;
   s.activation = call.activation;
   s.nhwc = call.nhwc;
-  s.output_in_chunks = call.nhwc && in_chunks(call.output, made, s.written, call.dtype);
+  const bool apart = dgrad && p.stride_h * p.stride_w != 1;  // the pixels of a phase
+  s.output_in_chunks = call.nhwc ? in_chunks(call.output, made, s.written, call.dtype)
+                                 : !apart && in_chunks(call.output, output.c, 0, call.dtype);
   const bool async = call.nhwc && in_chunks(x, read, s.summed, call.dtype);
   if (p.N == 0) return;
 
   T* w = static_cast<T*>(call.workspace);
-  const int64_t count = p.groups * s.padded_written * int64_t(s.taps) * s.padded_summed;
-  conv2d_mma_weight_kernel<<<grid_for(count, 256), 256, 0, call.stream>>>(
-      s, dense_strides(p.C / p.groups, p.R, p.S, call.weight_nhwc), dgrad,
-      static_cast<const T*>(call.weight), w, count);
+  const Strides from = dense_strides(p.C / p.groups, p.R, p.S, call.weight_nhwc);
+  // [group, written channel, tap, summed channel]
+  pack_weight(static_cast<const T*>(call.weight), w,
+              {s.summed, s.padded_summed, dgrad ? from.n : from.c},
+              {s.written, s.padded_written, dgrad ? from.c : from.n}, s.taps, from.w, p.groups,
+              p.K / p.groups * from.n, true, call.stream);
 
   const auto run = [&](int64_t images, int64_t base) {
     s.rows = images * s.h.extent * s.w.extent;

@@ -83,11 +83,10 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
 }
 #undef CNNKERN_MMA
 
-// True where rows of channels can be read and written in chunks.
-inline bool in_chunks(const void* p, int64_t channels, int64_t channels_a_group, DType dtype) {
+// True where rows of this length, of which a part is used, can be read and written in chunks.
+inline bool in_chunks(const void* p, int64_t row, int64_t part, DType dtype) {
   const int64_t unit = dtype == DType::kFloat32 ? 4 : 8;
-  return reinterpret_cast<uintptr_t>(p) % kChunk == 0 && channels % unit == 0 &&
-         channels_a_group % unit == 0;
+  return reinterpret_cast<uintptr_t>(p) % kChunk == 0 && row % unit == 0 && part % unit == 0;
 }
 
 }  // namespace cnnkern

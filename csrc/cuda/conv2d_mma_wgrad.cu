@@ -4,6 +4,7 @@
 // ldmatrix transposes on the way to the registers. Chunk c of pixel r lies at c ^ (r % 8).
 #include "conv2d_mma.cuh"
 #include "conv2d_mma.h"
+#include "conv2d_sum_parts.cuh"
 
 namespace cnnkern {
 namespace {
@@ -24,10 +25,11 @@ constexpr int kPixels = 64 / int(sizeof(T));  // a step: 32, or 16 of float32
 template <typename T>
 constexpr int kRowChunks = kTile / kChunkElements<T>;
 
-// float32 is read in words, by pixel lane % 4 and channel lane / 4: every other chunk, then.
+// float32 is read in words, by pixel lane % 4 and channel lane / 4: 4 pixels must then lie in every
+// other chunk, and all 8 in different ones, for NCHW is written a pixel a lane.
 template <typename T>
 __device__ __forceinline__ int chunk_offset(int row, int chunk) {
-  const int swizzle = sizeof(T) == 4 ? row % 8 * 2 : row % 8;
+  const int swizzle = sizeof(T) == 4 ? row % 4 * 2 + row / 4 % 2 : row % 8;
   return (row * kRowChunks<T> + (chunk ^ swizzle)) * kChunk;
 }
 
@@ -159,26 +161,20 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int n = 0; n < 4; ++n)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int k = k0 + m0 + m * 16 + e / 2 * 8 + lane / 4;
-        const int c = c0 + n0 + n * 8 + lane % 4 * 2 + e % 2;
-        if (k < s.K && c < s.C)
-          partial[((split * s.p.K + group * s.K + k) * taps + tap) * s.C + c] = sum[m][n][e];
+      for (int half = 0; half < 2; ++half) {
+        const int k = k0 + m0 + m * 16 + half * 8 + lane / 4;
+        const int c = c0 + n0 + n * 8 + lane % 4 * 2;
+        if (k >= s.K || c >= s.C) continue;
+        float* to = partial + (((split * s.p.K + group * s.K + k) * taps + tap) * s.C + c);
+        const float2 two = {sum[m][n][half * 2], sum[m][n][half * 2 + 1]};
+        if (s.C % 2 == 0) {
+          *reinterpret_cast<float2*>(to) = two;
+        } else {
+          to[0] = two.x;
+          if (c + 1 < s.C) to[1] = two.y;
+        }
       }
 #endif
-}
-
-// Sums the slices in order: [split, K, tap, C] -> [K, C, tap].
-template <typename T>
-__global__ void conv2d_wgrad_mma_reduce_kernel(const float* partial, T* dw, int64_t splits,
-                                               int64_t C, int64_t taps, int64_t count) {
-  const int64_t step = int64_t(gridDim.x) * blockDim.x;
-  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
-    const int64_t c = i % C, tap = i / C % taps, k = i / C / taps;
-    float sum = 0;
-    for (int64_t j = 0; j < splits; ++j) sum += partial[j * count + i];
-    dw[(k * C + c) * taps + tap] = narrow<T>(sum);
-  }
 }
 
 template <typename T>
@@ -199,9 +195,8 @@ void launch(const ConvCall& call) {
   float* partial = static_cast<float*>(call.workspace);
   const auto kernel = async ? conv2d_wgrad_mma_kernel<T, true> : conv2d_wgrad_mma_kernel<T, false>;
   kernel<<<grid, kThreads, 0, call.stream>>>(s, dy, x, partial);
-  const int64_t count = p.K * s.C * taps;
-  conv2d_wgrad_mma_reduce_kernel<<<grid_for(count, 256), 256, 0, call.stream>>>(
-      partial, static_cast<T*>(call.output), splits, s.C, taps, count);
+  sum_parts(partial, splits, p.K * s.C * taps, p.K, s.C, s.C, taps, static_cast<T*>(call.output),
+            call.stream);
 }
 
 }  // namespace

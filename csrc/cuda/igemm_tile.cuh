@@ -94,8 +94,28 @@ __device__ __forceinline__ void load_chunk(const T* from, int channel_pitch, int
   }
 }
 
-__device__ __forceinline__ void store_chunk(float* to, const float* from) {
-  *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
+// An element of global memory, `offset` elements of `size` bytes further on, as one multiply-add:
+// of a size that it knows, or a sum that it may take apart, the compiler makes three instructions.
+template <typename T>
+__device__ __forceinline__ const T* advance(const T* from, int offset, int size) {
+  size_t base = __cvta_generic_to_global(from), bytes;
+  asm("" : "+l"(base));
+  asm("mul.wide.s32 %0, %1, %2;" : "=l"(bytes) : "r"(offset), "r"(size));
+  return static_cast<const T*>(__cvta_global_to_generic(base + bytes));
+}
+
+// A chunk's channels in NCHW, `offsets` from the first one.
+template <typename T>
+__device__ __forceinline__ void load_planes(const T* from, int4 offsets, int size, float* to) {
+  to[0] = widen(*advance(from, offsets.x, size));
+  to[1] = widen(*advance(from, offsets.y, size));
+  to[2] = widen(*advance(from, offsets.z, size));
+  to[3] = widen(*advance(from, offsets.w, size));
+}
+
+__device__ __forceinline__ void store_chunk(float* to, const float* from, bool has) {
+  *reinterpret_cast<float4*>(to) =
+      has ? make_float4(from[0], from[1], from[2], from[3]) : make_float4(0, 0, 0, 0);
 }
 
 }  // namespace cnnkern
