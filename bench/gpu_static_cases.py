@@ -41,7 +41,7 @@ CASES = (
     (Pool("global avg 128 @7", "adaptive_avg", 2, 128, 7, 7, 1), (NCHW, NHWC), (F32,)),
 )  # fmt: skip
 # Algorithms to force beside, in float32: those that the cases' "auto" never picks.
-FORCED = {"3x3 64 @14": ("igemm",)}
+FORCED = {"3x3 64 @14": ("igemm", "mma")}
 MEMORY_FORMAT = {NCHW: torch.contiguous_format, NHWC: torch.channels_last}
 
 
