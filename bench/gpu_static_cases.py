@@ -35,10 +35,10 @@ CASES = (
     (square("dw3x3 2 @112", 1, 2, 112, 2, 3, groups=2), (NCHW,), (F32, F16)),
     (square("dw7x7 32 @28", 1, 32, 28, 32, 7, groups=32), (NCHW, NHWC), (F32,)),
     (Pool("max 2x2s2 32 @28", "max", 2, 32, 28, 28, 2, 2), (NCHW, NHWC), (F32, F16)),
-    (Pool("max 3x3s2p1 32 @28", "max", 2, 32, 28, 28, 3, 2, 1), (NCHW, NHWC), (F32,)),
-    (Pool("avg 2x2s2 32 @28", "avg", 2, 32, 28, 28, 2, 2), (NCHW, NHWC), (F32,)),
-    (Pool("avg 3x3s1p1 32 @28", "avg", 2, 32, 28, 28, 3, 1, 1), (NCHW, NHWC), (F32,)),
-    (Pool("global avg 128 @7", "adaptive_avg", 2, 128, 7, 7, 1), (NCHW, NHWC), (F32,)),
+    (Pool("max 3x3s2p1 32 @28", "max", 2, 32, 28, 28, 3, 2, 1), (NCHW, NHWC), (F32, F16)),
+    (Pool("avg 2x2s2 32 @28", "avg", 2, 32, 28, 28, 2, 2), (NCHW, NHWC), (F32, F16)),
+    (Pool("avg 3x3s1p1 32 @28", "avg", 2, 32, 28, 28, 3, 1, 1), (NCHW, NHWC), (F32, F16)),
+    (Pool("global avg 128 @7", "adaptive_avg", 2, 128, 7, 7, 1), (NCHW, NHWC), (F32, F16)),
 )  # fmt: skip
 # Algorithms to force beside, in float32: those that the cases' "auto" never picks.
 FORCED = {"3x3 64 @14": ("igemm", "mma")}

@@ -380,6 +380,10 @@ POOLS = (
     Pool("ceil_drops_window", (1, 3, 5, 6), (2, 2), (3, 5), (1, 1), ceil_mode=True),
     Pool("ceil_grows", (1, 2, 1, 2), (2, 3), (4, 4), ceil_mode=True),  # larger than the input
     Pool("dilation", (2, 4, 9, 12), (3, 2), (2, 1), (1, 1), (2, 3)),
+    # Few windows of 32 taps or more: with padding, with dilation, and most of the plane in none.
+    Pool("few_padded", (2, 3, 8, 46), (4, 8), (4, 8), (0, 1)),
+    Pool("few_dilated", (1, 3, 11, 23), (6, 6), (12, 12), dilation=(2, 2)),
+    Pool("few_apart", (1, 2, 27, 26), (6, 6), (20, 20)),
     Pool("dilation_ceil", (1, 3, 10, 11), (2, 3), (3, 2), (1, 1), (3, 2), ceil_mode=True),
 )
 AVG_POOLS = tuple(case for case in POOLS if case.dilation == (1, 1))
@@ -401,6 +405,8 @@ ADAPTIVES = (
     Adaptive("global", (2, 19, 7, 7), (1, 1)),
     Adaptive("global_large", (1, 5, 13, 11), (1, 1)),  # more than twice 64 elements
     Adaptive("global_of_vectors", (2, 40, 8, 12), (1, 1)),
+    Adaptive("global_channels", (1, 45, 7, 7), (1, 1)),  # a tile of 32 and a rest
+    Adaptive("global_plane", (1, 2, 79, 80), (1, 1)),  # fits into shared memory but for float64
     Adaptive("even", (2, 3, 8, 12), (4, 3)),
     Adaptive("uneven", (2, 5, 7, 11), (3, 4)),
     Adaptive("same", (1, 3, 5, 4), (5, 4)),

@@ -192,6 +192,22 @@ def test_adaptive_pools(case, dtype, format, target):
     check_gradient(y, x, format, 9, lambda x: reference.adaptive_max_pool2d(x, case.output)[0])
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_adaptive_max_pool2d_of_nan_and_infinity(format, target):
+    """Of planes with none, one, two or only NaN, or nothing but -infinity."""
+    x = values((1, 9, 9, 16), 5, 1)
+    x[0, 1:3, 4, 5] = float("nan")
+    x[0, 2:4, 8, 2] = float("nan")
+    x[0, 4] = float("nan")
+    x[0, 5] = -float("inf")
+    x[0, 6, 3, 3:5] = float("inf")
+    expected = TORCH.adaptive_max_pool2d(x, 1, return_indices=True)
+    given = layout(x.to(target.device), format)
+    actual = functional.adaptive_max_pool2d(given, 1, return_indices=True, **target.options)
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one.cpu(), other, rtol=0, atol=0, equal_nan=True)
+
+
 def test_adaptive_output_sizes():
     x = values((2, 3, 6, 9), 0)
     for size in (2, (3, 2), (None, 4), None):

@@ -1,5 +1,5 @@
-// Forward average pools (pool2d_fprop.cuh), and the launch of either kind.
-#include "pool2d_fprop.cuh"
+// Forward average pools (pool2d_launch.cuh), and the launch of either kind.
+#include "pool2d_launch.cuh"
 
 namespace cnnkern {
 

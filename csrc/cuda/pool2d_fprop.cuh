@@ -58,6 +58,21 @@ struct PoolCodes {
   }
 };
 
+// The part of the plane under a tile's windows.
+__device__ __forceinline__ PoolSource source_of(const PoolFprop& f, const PoolTile& tile) {
+  const PoolTiles& t = f.tiles;
+  PoolSource s{0, t.H, 0, t.W};
+  if (t.planes == 1) {
+    s.row = max(0, min(f.rows.size, f.rows.low(tile.row)));
+    s.rows = max(0, f.rows.high(tile.row + tile.rows - 1) - s.row);
+  }
+  if (t.cols < t.E) {
+    s.col = max(0, min(f.cols.size, f.cols.low(tile.col)));
+    s.cols = max(0, f.cols.high(tile.col + tile.cols - 1) - s.col);
+  }
+  return s;
+}
+
 template <typename T, PoolKind kKind, PoolSaved kSaved, int kLanes, int kWindow>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
     pool2d_fprop_kernel(PoolFprop f, const T* from, T* to, SavedOf<kSaved>* saved) {
@@ -67,21 +82,12 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
   const PoolTiles& t = f.tiles;
   for (int64_t i = blockIdx.x; i < t.count; i += gridDim.x) {
     const PoolTile tile = pool_tile(t, i);
-    PoolSource s{0, t.H, 0, t.W};
-    if (t.planes == 1) {
-      s.row = max(0, min(f.rows.size, f.rows.low(tile.row)));
-      s.rows = max(0, f.rows.high(tile.row + tile.rows - 1) - s.row);
-    }
-    if (t.cols < t.E) {
-      s.col = max(0, min(f.cols.size, f.cols.low(tile.col)));
-      s.cols = max(0, f.cols.high(tile.col + tile.cols - 1) - s.col);
-    }
-    const PoolView<T, true> in = stage_tile(t, tile, s, reinterpret_cast<T*>(shared), from);
+    const auto in = stage_tile(t, tile, source_of(f, tile), reinterpret_cast<T*>(shared), from);
     wait_for_copies();
     const int count = pool_elements(t, tile);
-    for (int j = threadIdx.x; j < count; j += kPoolThreads) {
+    for (int j = pool_first<kLanes>(t, tile) + int(threadIdx.x); j < count; j += kPoolThreads) {
       PoolElement e;
-      if (!pool_element<kLanes>(t, tile, j, e)) continue;
+      if (j < 0 || !pool_element<kLanes>(t, tile, j, e)) continue;
       const int p = e.row, q = e.col;
       const PoolWindow row = f.rows.window(p), col = f.cols.window(q);
       const PoolCodes<kSaved> codes(f, row, col);
@@ -132,126 +138,5 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
     __syncthreads();  // the next tile overwrites this one's source
   }
 }
-
-// ---- windows that are too large to stage, or few and large
-// ---------------------------------------
-
-// kTaps threads share a window, the others are other windows; combined in a fixed order.
-constexpr int kWideTaps = 32;
-
-template <typename T, PoolKind kKind, PoolSaved kSaved>
-__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
-    pool2d_fprop_wide_kernel(PoolFprop f, const T* from, T* to, SavedOf<kSaved>* saved,
-                             int64_t count) {
-  typedef AccOf<T> A;
-  constexpr int kWindows = kPoolThreads / kWideTaps;
-  __shared__ A values[kWideTaps][kWindows + 1];
-  __shared__ int64_t places[kWideTaps][kWindows + 1];
-  const PoolTiles& t = f.tiles;
-  // Neighbours in memory are neighbours among the threads: columns in NCHW, channels in NHWC.
-  const bool nhwc = t.C > 1;
-  const int lane = nhwc ? threadIdx.x / kWindows : threadIdx.x % kWideTaps;
-  const int mine = nhwc ? threadIdx.x % kWindows : threadIdx.x / kWideTaps;
-  for (int64_t first = int64_t(blockIdx.x) * kWindows; first < count;
-       first += int64_t(gridDim.x) * kWindows) {
-    const int64_t i = min(first + mine, count - 1);
-    int64_t c = i;
-    int64_t q = f.by_C.split(c), p = f.cols.by_out.split(q);
-    const int64_t plane = f.rows.by_out.split(p);
-    const PoolWindow row = f.rows.window(int(p)), col = f.cols.window(int(q));
-    const int rows = taps_in(row, f.rows), cols = taps_in(col, f.cols);
-    const T* x = from + ((plane * t.H + row.begin) * t.W + col.begin) * t.C + c;
-    // Tap r*cols + u is taken by lane (r*cols + u) % kWideTaps.
-    A value = kKind == PoolKind::kAvg ? A(0) : A(-INFINITY);
-    int64_t place = INT64_MAX;
-    int r = cols ? lane / cols : rows, u = cols ? lane % cols : 0;
-    while (r < rows) {
-      const A y = widen(x[(int64_t(r) * f.rows.dil * t.W + int64_t(u) * f.cols.dil) * t.C]);
-      if constexpr (kKind == PoolKind::kAvg) {
-        value += y;
-      } else if (place == INT64_MAX || y > value || y != y) {
-        value = y, place = int64_t(r) * cols + u;
-      }
-      for (u += kWideTaps; u >= cols && r < rows; u -= cols) ++r;
-    }
-    values[lane][mine] = value, places[lane][mine] = place;
-    __syncthreads();
-    for (int half = kWideTaps / 2; half > 0; half /= 2) {
-      if (lane < half) {
-        const A a = values[lane][mine], b = values[lane + half][mine];
-        if constexpr (kKind == PoolKind::kAvg) {
-          values[lane][mine] = a + b;
-        } else {
-          const int64_t at_a = places[lane][mine], at_b = places[lane + half][mine];
-          const bool nan_a = a != a, nan_b = b != b;
-          const bool take =
-              nan_a ? nan_b && at_b > at_a : nan_b || b > a || (b == a && at_b < at_a);
-          if (take) values[lane][mine] = b, places[lane][mine] = at_b;
-        }
-      }
-      __syncthreads();
-    }
-    if (lane == 0 && first + mine < count) {
-      A out = values[0][mine];
-      if constexpr (kKind == PoolKind::kAvg) {
-        out /= f.divisor_override
-                   ? A(f.divisor_override)
-                   : A(int64_t(f.rows.divisor(int(p), row)) * f.cols.divisor(int(q), col));
-      } else if constexpr (kSaved != PoolSaved::kNone) {
-        const PoolCodes<kSaved> codes(f, row, col);
-        const int64_t at = places[0][mine];
-        int64_t code = codes.start;
-        if (at != INT64_MAX)
-          code += at / cols * int64_t(codes.row_step) + at % cols * int64_t(codes.col_step);
-        saved[i] = SavedOf<kSaved>(code);
-      }
-      to[i] = narrow<T>(out);
-    }
-    __syncthreads();  // the next windows overwrite the sums
-  }
-}
-
-template <typename T, PoolKind kKind, PoolSaved kSaved>
-void launch_pool2d_fprop_as(const PoolCall& call) {
-  typedef SavedOf<kSaved> I;
-  const PoolParams& p = call.p;
-  PoolFprop f{{}, pool_rows(p), pool_cols(p), LongDiv(call.nhwc ? p.C : 1), p.divisor_override};
-  PoolTiles t{};
-  t.D = int(p.P), t.E = int(p.Q), t.H = int(p.H), t.W = int(p.W);
-  t.C = int(call.nhwc ? p.C : 1), t.planes_total = call.nhwc ? p.N : p.N * p.C;
-  const T* from = static_cast<const T*>(call.from);
-  T* to = static_cast<T*>(call.to);
-  I* saved = static_cast<I*>(call.saved_to);
-  constexpr int kLanes = 16 / sizeof(T);
-  const bool vector = call.nhwc && p.C % kLanes == 0 && reinterpret_cast<uintptr_t>(from) % 16 == 0;
-  f.tiles = plan_pool_tiles(
-      t, vector ? kLanes : 1, sizeof(T), 0,
-      sizeof(T) + (kSaved == PoolSaved::kNone ? 0 : sizeof(I)),
-      [&](int64_t n) { return pool_reach(f.rows, n); },
-      [&](int64_t n) { return pool_reach(f.cols, n); });
-  const int64_t count = p.N * p.C * p.P * p.Q;
-  const int64_t taps = pool_reach(f.rows, 1) * pool_reach(f.cols, 1);
-  // Windows that tile the plane, or less, are read once by either kernel.
-  const bool few = taps >= kWideTaps && double(p.P * p.Q) * double(taps) < 1.1 * double(p.H * p.W);
-  if (!f.tiles.staged || few) {
-    pool2d_fprop_wide_kernel<T, kKind, kSaved>
-        <<<grid_for(count, kPoolThreads / kWideTaps), kPoolThreads, 0, call.stream>>>(f, from, to,
-                                                                                      saved, count);
-    return;
-  }
-  const auto launch = [&](auto kernel) {
-    const unsigned grid = grid_for(f.tiles.count, 1);
-    kernel<<<grid, kPoolThreads, f.tiles.shared_bytes, call.stream>>>(f, from, to, saved);
-  };
-  const bool plain = !p.adaptive && p.dil_h == 1 && p.dil_w == 1 && p.R == p.S;
-  if (vector) return launch(pool2d_fprop_kernel<T, kKind, kSaved, kLanes, 0>);
-  if constexpr (sizeof(T) < 8) {
-    if (plain && p.R == 2 && !call.nhwc) return launch(pool2d_fprop_kernel<T, kKind, kSaved, 1, 2>);
-    if (plain && p.R == 3 && !call.nhwc) return launch(pool2d_fprop_kernel<T, kKind, kSaved, 1, 3>);
-  }
-  launch(pool2d_fprop_kernel<T, kKind, kSaved, 1, 0>);
-}
-
-void launch_max_pool2d_fprop(const PoolCall& call);
 
 }  // namespace cnnkern

@@ -45,9 +45,9 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks)
       if constexpr (kMax) places = view_tile(t, tile, saved);
     }
     const int count = pool_elements(t, tile);
-    for (int j = threadIdx.x; j < count; j += kPoolThreads) {
+    for (int j = pool_first<kLanes>(t, tile) + int(threadIdx.x); j < count; j += kPoolThreads) {
       PoolElement e;
-      if (!pool_element<kLanes>(t, tile, j, e)) continue;
+      if (j < 0 || !pool_element<kLanes>(t, tile, j, e)) continue;
       const int h = e.row, w = e.col;
       const int p_end = f.rows.highest(h) + 1, q_end = f.cols.highest(w) + 1;
       const int q_begin = f.cols.lowest(w);

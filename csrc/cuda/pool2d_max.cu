@@ -1,5 +1,5 @@
-// Forward max pools, by what they save (pool2d_fprop.cuh).
-#include "pool2d_fprop.cuh"
+// Forward max pools, by what they save (pool2d_launch.cuh).
+#include "pool2d_launch.cuh"
 
 namespace cnnkern {
 

@@ -170,6 +170,15 @@ __device__ __forceinline__ bool pool_element(const PoolTiles& t, const PoolTile&
 __device__ __forceinline__ int pool_elements(const PoolTiles& t, const PoolTile& tile) {
   return tile.planes * t.rows * t.cols * int(t.by_ch.divisor);
 }
+
+// A tile's elements, or vectors of them, are counted from here, so that a warp's stores, of bytes
+// too, fill sectors: its first element's place in the destination is a multiple of 32.
+template <int kLanes>
+__device__ __forceinline__ int pool_first(const PoolTiles& t, const PoolTile& tile) {
+  const int64_t at = ((tile.plane * t.D + tile.row) * t.E + tile.col) * t.C + tile.c;
+  return -int(at % 32 / kLanes);
+}
+
 // Where it lies in the destination.
 __device__ __forceinline__ int64_t pool_offset(const PoolTiles& t, const PoolTile& tile,
                                                const PoolElement& e) {
@@ -208,19 +217,28 @@ __device__ __forceinline__ void wait_for_copies() {
   __syncthreads();
 }
 
-// A run of `count` elements, of any alignment: shared[head + i] = from[i], head being returned. The
-// ends, which are no whole 16 bytes, go one by one. `shared` is 16-byte aligned.
+// A run of `count` elements, of any alignment: shared[head + i] = from[i], head being returned, and
+// `shared` is 16-byte aligned. Whole 16 bytes are read at the ends too: what lies in them beyond
+// the run is of a sector that is read anyway, and only what lies beyond `tensor` is not to be
+// touched. A warp begins where a sector does.
 template <typename T>
-__device__ __forceinline__ int stage_run(T* shared, const T* from, int count) {
+__device__ __forceinline__ int stage_run(T* shared, const T* from, int count, const T* tensor,
+                                         const T* tensor_end) {
   constexpr int kPiece = 16 / sizeof(T);
-  const int head = int((reinterpret_cast<uintptr_t>(from) & 15) / sizeof(T));
-  const int begin = head ? kPiece - head : 0;  // of the first whole piece
-  const int whole = count > begin ? (count - begin) / kPiece : 0;
-  T* to = shared + head;
-  for (int i = threadIdx.x; i < whole; i += blockDim.x)
-    copy16(to + begin + i * kPiece, from + begin + i * kPiece);
-  for (int i = threadIdx.x; i < min(begin, count); i += blockDim.x) to[i] = from[i];
-  for (int i = begin + whole * kPiece + threadIdx.x; i < count; i += blockDim.x) to[i] = from[i];
+  const uintptr_t address = reinterpret_cast<uintptr_t>(from);
+  const int head = int(address % 16 / sizeof(T)), odd = int(address / 16 % 2);
+  const int pieces = (head + count + kPiece - 1) / kPiece;
+  for (int i = int(threadIdx.x) - odd; i < pieces; i += blockDim.x) {
+    if (i < 0) continue;
+    const T* piece = from + (i * kPiece - head);
+    if (piece >= tensor && piece + kPiece <= tensor_end) {
+      copy16(shared + i * kPiece, piece);
+    } else {
+#pragma unroll 1
+      for (int j = 0; j < kPiece; ++j)
+        if (piece + j >= tensor && piece + j < tensor_end) shared[i * kPiece + j] = piece[j];
+    }
+  }
   return head;
 }
 
@@ -238,7 +256,8 @@ __device__ __forceinline__ PoolView<T, true> stage_tile(const PoolTiles& t, cons
   const T* start = from + ((tile.plane * t.H + s.row) * t.W + s.col) * t.C + tile.c;
   const bool all_ch = tile.ch == t.C;
   if (all_ch && (s.cols == t.W || s.rows == 1)) {
-    const int head = stage_run(shared, start, tile.planes * s.rows * s.cols * tile.ch);
+    const int head = stage_run(shared, start, tile.planes * s.rows * s.cols * tile.ch, from,
+                               from + t.planes_total * t.H * t.W * t.C);
     const int row = s.cols * tile.ch;
     return {shared + head, s.rows * row, row, tile.ch, s.row, s.col};
   }
@@ -353,6 +372,7 @@ PoolTiles plan_pool_tiles(PoolTiles t, int lanes, int64_t bytes, int64_t saved_b
     planes = target / whole;
     planes = planes < 1 ? 1 : planes > t.planes_total ? t.planes_total : planes;
     while (planes > 1 && staged_bytes() > kPoolSharedBytes) --planes;
+    if (planes > 8) planes -= planes % 8;  // 8 floats are a sector: tiles end where sectors do
   }
   t.row_tiles = int(ceil_div(D, rows)), t.col_tiles = int(ceil_div(E, cols));
   rows = ceil_div(D, t.row_tiles), cols = ceil_div(E, t.col_tiles);
