@@ -3,6 +3,7 @@
 #include "check.h"
 #include "conv2d_depthwise.h"
 #include "conv2d_dots.h"
+#include "conv2d_igemm.h"
 #include "conv2d_select.h"
 #include "conv2d_winograd.h"
 #include "parallel.h"
