@@ -59,6 +59,23 @@ inline void plan_gemm_blocks(TapConv& t, int64_t rows, int64_t lanes) {
   t.tile_blocks = ceil_div(t.tiles, t.block_tiles);
 }
 
+// Sorts the taps by place(tap), the offset of their inputs, `channels` each; where these `merge`,
+// neighbours make one run.
+template <typename F>
+std::vector<GemmRun> sort_into_runs(TapConv& t, int64_t channels, bool merge, const F& place) {
+  std::sort(t.taps.begin(), t.taps.end(),
+            [&](const Tap& a, const Tap& b) { return place(a) < place(b); });
+  std::vector<GemmRun> runs;
+  for (const Tap& tap : t.taps) {
+    const int64_t at = place(tap);
+    if (merge && !runs.empty() && runs.back().at + runs.back().count == at)
+      runs.back().count += channels;
+    else
+      runs.push_back({at, channels});
+  }
+  return runs;
+}
+
 // `size`: bytes of an element of the copy; `can_stay`: the input's elements have that very type.
 inline GemmPlan plan_igemm(TapConv& t, const View& in, bool can_stay, int64_t size, int64_t rows,
                            int64_t lanes) {
@@ -69,20 +86,68 @@ inline GemmPlan plan_igemm(TapConv& t, const View& in, bool can_stay, int64_t si
   const int64_t pixel = plan.in_place ? in.w : t.C * size % kAlias ? t.C : t.C + lanes;
   plan.pixel = plan.in_place ? t.step_w * in.w : pixel;
   plan.row = plan.in_place ? t.step_h * in.h : t.pitch * pixel;
-  auto place = [&](const Tap& tap) {
+  plan.runs = sort_into_runs(t, t.C, true, [&](const Tap& tap) {
     return plan.in_place ? tap.h * in.h + tap.w * in.w
                          : (tap.slot * t.plane + tap.row * t.pitch + tap.col) * pixel;
-  };
-  std::sort(t.taps.begin(), t.taps.end(),
-            [&](const Tap& a, const Tap& b) { return place(a) < place(b); });
-  for (const Tap& tap : t.taps) {
-    const int64_t at = place(tap);
-    if (!plan.runs.empty() && plan.runs.back().at + plan.runs.back().count == at)
-      plan.runs.back().count += t.C;
-    else
-      plan.runs.push_back({at, t.C});
-  }
+  });
   return plan;
+}
+
+// The weight gradient as an implicit GEMM: an item owns some rows of dW (channels at all taps) and
+// pairs of output vectors, and walks over its share of the chunks (rows of an image); the shares
+// are summed afterwards, in order.
+struct GemmGradPlan {
+  TapConv tc;
+  std::vector<GemmRun> runs;     // the rows: elements side by side of what a pixel of dY meets
+  bool x_in_place, dy_in_place;  // read as they lie, not copied
+  int64_t x_row, x_step,
+      x_line;       // elements of x from row to row, from pixel to pixel, line to line
+  int64_t dy_step;  // of dY from pixel to pixel
+  int64_t pairs, item_channels, item_pairs, c_items, k_items, splits, chunks;
+};
+
+// `can_stay`: elements of both tensors are of the type that the sums have, `size` bytes.
+inline GemmGradPlan plan_igemm_weight_grad(const ConvParams& p, const View& grad, const View& input,
+                                           bool can_stay, int64_t size, int64_t rows,
+                                           int64_t lanes) {
+  constexpr int64_t kPixels = 384, kRows = 256, kSums = 32 << 10, kChannels = 64, kItems = 16;
+  constexpr int64_t kMaxPartials = 16 << 20, kAlias = 4096;
+  GemmGradPlan g{fprop_taps(p)};
+  TapConv& t = g.tc;
+  const int64_t taps = t.taps.size();
+  t.col_blocks = ceil_div(t.Q, kPixels);
+  t.block_cols = ceil_div(t.Q, t.col_blocks);
+  t.pitch = t.block_cols + t.halo_cols;
+  t.row_blocks = ceil_div(t.P, std::clamp<int64_t>(kPixels / t.block_cols, 1, t.P));
+  t.block_rows = ceil_div(t.P, t.row_blocks);
+  t.row_blocks = ceil_div(t.P, t.block_rows);
+  t.plane = (t.block_rows + t.halo_rows) * t.pitch;
+  g.chunks = t.N * t.row_blocks * t.col_blocks;
+  g.pairs = ceil_div(t.M, 2 * lanes);
+  g.c_items = ceil_div(t.C, std::max(kChannels, kRows / taps));
+  g.item_channels = ceil_div(t.C, g.c_items);
+  const int64_t outputs = std::max(kChannels, kSums / (g.item_channels * taps));
+  g.k_items = ceil_div(g.pairs, outputs / (2 * lanes));
+  g.item_pairs = ceil_div(g.pairs, g.k_items);
+  const int64_t items = t.groups * g.c_items * g.k_items;
+  const int64_t sums = t.groups * g.pairs * taps * t.C * 2 * lanes;
+  g.splits = std::clamp<int64_t>(std::min(ceil_div(kItems, items), kMaxPartials / sums), 1,
+                                 std::max<int64_t>(1, g.chunks));
+  // Planes of few channels are copied, so that those of neighbouring taps make long rows.
+  g.x_in_place =
+      can_stay && reads_no_padding(t) && input.c * size % kAlias && (taps == 1 || t.C >= 2 * rows);
+  g.dy_in_place =
+      can_stay && grad.c == 1 && t.M % lanes == 0 && (t.block_rows == 1 || t.col_blocks == 1);
+  g.x_row = g.x_in_place ? input.c : 1;
+  g.x_step = g.x_in_place ? t.step_w * input.w : g.item_channels;
+  g.x_line = g.x_in_place ? t.step_h * input.h : t.pitch * g.item_channels;
+  g.dy_step = g.dy_in_place ? grad.w : g.item_pairs * 2 * lanes;
+  const bool merge = g.c_items == 1 && g.x_row == 1;
+  g.runs = sort_into_runs(t, g.item_channels, merge, [&](const Tap& tap) {
+    return g.x_in_place ? tap.h * input.h + tap.w * input.w
+                        : (tap.slot * t.plane + tap.row * t.pitch + tap.col) * g.x_step;
+  });
+  return g;
 }
 
 }  // namespace cnnkern
