@@ -257,7 +257,13 @@ CONVS = (
     # Groups: few channels a group, depthwise, depthwise with a multiplier.
     Conv("groups2", (2, 6, 8, 9), (10, 3, 3, 3), padding=(1, 1, 1, 1), groups=2),
     Conv("groups_narrow", (1, 24, 7, 18), (36, 2, 3, 3), padding=(1, 1, 1, 1), groups=12),
+    Conv("pointwise_wide", (2, 40, 13, 20), (37, 40, 1, 1)),
+    Conv("pointwise_groups", (1, 34, 9, 16), (68, 17, 1, 1), groups=2, bias=False),
+    Conv("pointwise_deep", (1, 1024, 4, 8), (19, 1024, 1, 1)),
     Conv("groups_pointwise", (2, 12, 5, 5), (8, 3, 1, 1), groups=4, bias=False),
+    Conv("groups2_wide", (1, 10, 13, 37), (10, 2, 3, 5), padding=(1, 1, 2, 2), groups=5),
+    Conv("groups4_stride", (2, 24, 15, 37), (24, 4, 3, 3), (2, 2), (1, 1, 1, 1), groups=6),
+    Conv("groups8", (1, 24, 9, 19), (24, 8, 4, 3), padding=(1, 2, 1, 1), groups=3),
     Conv("depthwise", (2, 19, 9, 21), (19, 1, 3, 3), padding=(1, 1, 1, 1), groups=19),
     Conv("depthwise_stride", (1, 16, 12, 34), (16, 1, 5, 5), (2, 2), (2, 2, 2, 2), groups=16),
     Conv("depthwise_multiplier", (2, 5, 8, 11), (15, 1, 3, 3), padding=(1, 1, 1, 1), groups=5),

@@ -41,7 +41,7 @@ APPLIES = {
 def is_depthwise(case, x):
     if case.weight[0] != x.size(1):
         return False
-    grouped = case.weight[1] in (2, 4, 8) and is_nhwc(x) and x.dtype == torch.float32
+    grouped = case.weight[1] in (2, 4, 8) and x.dtype == torch.float32
     return case.weight[1] == 1 or grouped
 
 
@@ -127,6 +127,26 @@ def test_winograd_weight_grad_in_chunks(format, cpu_isa):
     ours = torch.ops.cnnkern.conv2d_weight_grad(g, x, *tail, "winograd")
     want = torch.ops.cnnkern.conv2d_weight_grad(g.double(), x.double(), *tail, "direct")
     assert_close(ours, want, torch.float32, 2 * 143 * 145, row="winograd")
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("kernel", "stride"), ((1, 1), (3, 2)))
+def test_igemm_past_the_caches(kernel, stride, format, cpu_isa):
+    """Outputs that are streamed, and shares of a weight gradient that are several chunks each."""
+    x = layout(values((2, 64, 128, 129), 0).float(), format)
+    w = values((64, 64, kernel, kernel), 1).float()
+    tail = ([stride] * 2, [kernel // 2] * 4, [1, 1], 1, "zeros")
+    ops = torch.ops.cnnkern
+    want = ops.conv2d(x.double(), w.double(), None, *tail, "direct")
+    assert_close(ops.conv2d(x, w, None, *tail, "igemm"), want, torch.float32, w[0].numel())
+    g = layout(values(tuple(want.shape), 2).float(), format)
+    ours = ops.conv2d_input_grad(g, w, x.shape, *tail, "igemm")
+    want = ops.conv2d_input_grad(g.double(), w.double(), x.shape, *tail, "direct")
+    assert_close(ours, want, torch.float32, w[0].numel())
+    ours = ops.conv2d_weight_grad(g, x, w.shape, *tail, "igemm")
+    want = ops.conv2d_weight_grad(g.double(), x.double(), w.shape, *tail, "direct")
+    assert_close(ours, want, torch.float32, g.numel() // 64)
 
 
 def test_winograd_keeps_to_the_tile_of_a_nan():

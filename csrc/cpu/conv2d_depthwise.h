@@ -102,35 +102,48 @@ struct TapRun {
 };
 struct PlanePlan {
   const TapConv* tc;
-  std::vector<TapRun> runs;      // of all reduced channels
+  std::vector<TapRun> runs;      // of all reduced channels, by their taps
   std::vector<int64_t> weights;  // their taps' offsets from the first weight of an output channel
 };
 
+// The weights of a run are held in registers, if they are those of one output channel.
+constexpr int longest_run(int outputs) { return outputs == 1 ? 7 : 3; }
+
 inline PlanePlan plan_runs(const TapConv& tc) {
-  constexpr int64_t kLongest = 7;  // its weights are held in registers
-  PlanePlan plan{&tc};
+  const int64_t longest = longest_run(tc.M == 1 ? 1 : 2);
   std::vector<Tap> taps = tc.taps;
   std::sort(taps.begin(), taps.end(), [](const Tap& a, const Tap& b) {
     return std::make_tuple(a.slot, a.col, a.row) < std::make_tuple(b.slot, b.col, b.row);
   });
+  struct Run {
+    TapRun run;
+    std::vector<int64_t> weights;
+  };
+  std::vector<Run> runs;
   for (int64_t c = 0; c < tc.C; ++c)
     for (size_t i = 0; i < taps.size(); ++i) {
       const Tap& tap = taps[i];
       const bool goes_on = i > 0 && taps[i - 1].slot == tap.slot && taps[i - 1].col == tap.col &&
-                           taps[i - 1].row + 1 == tap.row && plan.runs.back().taps < kLongest;
-      if (!goes_on)
-        plan.runs.push_back(
-            {(c * int64_t(tc.slots.size()) + tap.slot) * tc.plane + tap.row * tc.pitch + tap.col,
-             0});
-      ++plan.runs.back().taps;
-      plan.weights.push_back(c * tc.weight_c + tap.weight);
+                           taps[i - 1].row + 1 == tap.row && runs.back().run.taps < longest;
+      const int64_t plane = c * int64_t(tc.slots.size()) + tap.slot;
+      if (!goes_on) runs.push_back({{plane * tc.plane + tap.row * tc.pitch + tap.col, 0}, {}});
+      ++runs.back().run.taps;
+      runs.back().weights.push_back(c * tc.weight_c + tap.weight);
     }
+  std::stable_sort(runs.begin(), runs.end(),
+                   [](const Run& a, const Run& b) { return a.run.taps < b.run.taps; });
+  PlanePlan plan{&tc};
+  for (const Run& run : runs) {
+    plan.runs.push_back(run.run);
+    plan.weights.insert(plan.weights.end(), run.weights.begin(), run.weights.end());
+  }
   return plan;
 }
 
 // One TapConv, or the phases of one gradient, cut alike.
 inline std::vector<PlanePlan> plan_planes(TapConv* tc, size_t count) {
-  constexpr int64_t kCopy = 6 << 10;  // floats
+  // Floats, for L1; several planes are whole if they can, as what follows then lies in one piece.
+  const int64_t kCopy = tc[0].C == 1 ? 6 << 10 : 16 << 10;
   int64_t P = 0;
   for (size_t i = 0; i < count; ++i) P = std::max(P, tc[i].P);
   int64_t rows = P;

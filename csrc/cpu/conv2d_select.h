@@ -12,13 +12,12 @@ enum class ConvAlgo { kDirect, kIgemm, kDepthwise, kWinograd, kDots };
 constexpr const char* kConvAlgoNames[] = {"direct", "igemm", "depthwise", "winograd", "dots"};
 
 // Empty if the algorithm applies, else the reason why it does not.
-inline std::string supports_conv2d_depthwise(const ConvParams& p, DType dtype, bool nhwc) {
+inline std::string supports_conv2d_depthwise(const ConvParams& p, DType dtype) {
   const int64_t in = p.C / p.groups, out = p.K / p.groups;
   if (in == 1 && out == 1) return "";
   if (in == out && (in == 2 || in == 4 || in == 8))
-    return nhwc && dtype == DType::kFloat32
-               ? ""
-               : "needs channels_last float32 tensors for more than one channel a group";
+    return dtype == DType::kFloat32 ? ""
+                                    : "needs float32 tensors for more than one channel a group";
   return "needs 1, 2, 4 or 8 channels a group, as many in as out, got " + std::to_string(in) +
          " in and " + std::to_string(out) + " out";
 }
@@ -43,10 +42,15 @@ inline bool prefers_conv2d_winograd(const ConvParams& p, DType dtype) {
   return supports_conv2d_winograd(p).empty() && dtype != DType::kFloat64 && p.C >= 12 &&
          p.K >= 12 && p.P >= 4 && p.Q >= 4;
 }
-inline bool prefers_conv2d_igemm(const ConvParams& p, ConvPass pass) {
+// Groups of NCHW tensors have columns as lanes: short rows leave most of them idle.
+inline bool prefers_conv2d_depthwise(const ConvParams& p, DType dtype, bool nhwc) {
+  return supports_conv2d_depthwise(p, dtype).empty() &&
+         (nhwc || p.C == p.groups || std::min(p.W, p.Q) >= 12);
+}
+inline bool prefers_conv2d_igemm(const ConvParams& p, bool nhwc, ConvPass pass) {
   const int64_t C = p.C / p.groups, K = p.K / p.groups;
   if (pass == ConvPass::kWgrad) return K >= 16;
-  return pass == ConvPass::kFprop ? K >= 16 && C >= 6 : C >= 16 && K >= 6;
+  return pass == ConvPass::kFprop ? K >= 16 && (C >= 6 || nhwc) : C >= 16 && K >= 6;
 }
 
 // Of bfloat16, where its pairs are multiplied at twice the rate of float32. Lanes are the channels
@@ -61,17 +65,15 @@ inline bool prefers_conv2d_dots(const ConvParams& p, ConvPass pass) {
   return !by_winograd || (pass != ConvPass::kWgrad && std::min(p.P, p.Q) < 28);
 }
 
-// Autograd hands the name of the forward pass on, but a gradient comes in the layout that it comes
-// in: with one that does not do it is computed by 'direct', where the forward pass refuses.
 inline ConvAlgo select_conv2d(const char* op, const ConvParams& p, DType dtype, bool nhwc,
                               const std::string& algo, ConvPass pass) {
-  const std::string depthwise = supports_conv2d_depthwise(p, dtype, nhwc);
+  const std::string depthwise = supports_conv2d_depthwise(p, dtype);
   const std::string winograd = supports_conv2d_winograd(p), dots = supports_conv2d_dots(dtype);
   if (algo == "auto") {
-    if (depthwise.empty()) return ConvAlgo::kDepthwise;
+    if (prefers_conv2d_depthwise(p, dtype, nhwc)) return ConvAlgo::kDepthwise;
     if (dots.empty() && prefers_conv2d_dots(p, pass)) return ConvAlgo::kDots;
     if (prefers_conv2d_winograd(p, dtype)) return ConvAlgo::kWinograd;
-    return prefers_conv2d_igemm(p, pass) ? ConvAlgo::kIgemm : ConvAlgo::kDirect;
+    return prefers_conv2d_igemm(p, nhwc, pass) ? ConvAlgo::kIgemm : ConvAlgo::kDirect;
   }
   if (algo == "direct") return ConvAlgo::kDirect;
   if (algo == "igemm") return ConvAlgo::kIgemm;
@@ -88,10 +90,8 @@ inline ConvAlgo select_conv2d(const char* op, const ConvParams& p, DType dtype, 
          "algo must be 'auto', 'direct', 'igemm', 'depthwise', 'winograd' or 'dots' on the CPU, "
          "got '",
          algo, "'");
-  if (depthwise.empty()) return ConvAlgo::kDepthwise;
-  if (pass == ConvPass::kFprop || !supports_conv2d_depthwise(p, DType::kFloat32, true).empty())
-    fail(op, "algo 'depthwise' ", depthwise);
-  return ConvAlgo::kDirect;
+  if (!depthwise.empty()) fail(op, "algo 'depthwise' ", depthwise);
+  return ConvAlgo::kDepthwise;
 }
 
 }  // namespace cnnkern
