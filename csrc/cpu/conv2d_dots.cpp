@@ -12,6 +12,7 @@
 
 #include "conv2d_depthwise.h"
 #include "conv2d_dots.h"
+#include "conv2d_igemm.h"
 #include "conv2d_winograd.h"
 #include "parallel.h"
 #include "workspace.h"
