@@ -28,15 +28,6 @@ struct DotPlan {
   int64_t pairs() const { return int64_t(order.size()) / 2; }
 };
 
-// True if no tap of any output reads padding.
-inline bool reads_no_padding(const TapConv& t) {
-  for (const Tap& tap : t.taps)
-    if (tap.h < 0 || tap.w < 0 || (t.P - 1) * t.step_h + tap.h >= t.H ||
-        (t.Q - 1) * t.step_w + tap.w >= t.W)
-      return false;
-  return true;
-}
-
 // Cuts the problem into items (image, group, rows, columns, pairs of output vectors) whose input
 // stays in a 1 MiB L2 beside the weights of a pair. `tile_rows`: pixels of a tile.
 inline void plan_dot_blocks(DotPlan& plan, int64_t tile_rows, int64_t lanes) {

@@ -26,15 +26,6 @@ struct GemmPlan {
   int64_t pixel, row;         // elements from an output's inputs to those of the next column, row
 };
 
-// True if no tap of any output reads padding.
-inline bool reads_no_padding(const TapConv& t) {
-  for (const Tap& tap : t.taps)
-    if (tap.h < 0 || tap.w < 0 || (t.P - 1) * t.step_h + tap.h >= t.H ||
-        (t.Q - 1) * t.step_w + tap.w >= t.W)
-      return false;
-  return true;
-}
-
 // Cuts the problem into items (image, group, rows, columns, pairs of output vectors) whose input
 // stays in a 1 MiB L2 beside the weights of a pair. `rows`: pixels of a tile.
 inline void plan_gemm_blocks(TapConv& t, int64_t rows, int64_t lanes) {

@@ -75,6 +75,15 @@ inline void plan_slots(TapConv& t) {
   }
 }
 
+// True if no tap of any output reads padding.
+inline bool reads_no_padding(const TapConv& t) {
+  for (const Tap& tap : t.taps)
+    if (tap.h < 0 || tap.w < 0 || (t.P - 1) * t.step_h + tap.h >= t.H ||
+        (t.Q - 1) * t.step_w + tap.w >= t.W)
+      return false;
+  return true;
+}
+
 // Lays out the copy and the accumulators of a block of block_rows x block_cols outputs.
 inline void plan_copy(TapConv& t, int64_t lanes) {
   constexpr int64_t kCopy = 64 << 10, kReduction = 512;
