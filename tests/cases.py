@@ -237,6 +237,8 @@ CONVS = (
     Conv("tiles_cut", (2, 35, 9, 14), (49, 35, 3, 3), padding=(0, 2, 1, 0)),
     Conv("tiles_row", (1, 33, 3, 75), (32, 33, 3, 3), padding=(1, 1, 1, 1)),
     Conv("outputs257", (2, 70, 5, 6), (257, 70, 3, 3), padding=(1, 1, 1, 1), bias=False),
+    # Images as lanes: blocks of them with some left over, a block of channels and some left over.
+    Conv("images35", (35, 18, 5, 7), (20, 18, 2, 3), padding=(1, 0, 1, 1)),
     # Rows and planes much longer or shorter than a vector.
     Conv("wide", (1, 2, 3, 230), (5, 2, 3, 5), padding=(2, 2, 1, 1)),
     Conv("tall", (1, 2, 131, 3), (3, 2, 5, 3), padding=(1, 1, 0, 0)),
@@ -478,6 +480,10 @@ FUSED = (
     Fused("depthwise", _conv["depthwise"], "relu", "max"),
     Fused("depthwise_avg", _conv["depthwise_multiplier"], "silu", "avg"),
     Fused("pointwise", _conv["pointwise"], "relu", "avg"),
+    Fused("images_none", _conv["window_images"], "silu", "none"),
+    Fused("images_avg", _conv["images35"], "sigmoid", "avg", (3, 2), (1, 2), (1, 1)),
+    Fused("images_max", _conv["images35"], "gelu", "max", (3, 3), (2, 1), (1, 0), narrow=False),
+    Fused("quads", _conv["vgg"], "relu", "max"),
     Fused("batch0", _conv["batch0"], "relu", "max"),
     Fused("single", _conv["single"], "gelu", "avg", (1, 1), (1, 1)),
     Fused("window_is_plane", _conv["kernel_is_input"], "tanh", "max", (1, 1), (1, 1)),

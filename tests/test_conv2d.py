@@ -31,6 +31,7 @@ BY_NAME = {case.name: case for case in CONVS}
 # What each forced algorithm must accept, and refuse with a reason otherwise.
 APPLIES = {
     "direct": lambda case, x: True,
+    "chwn": lambda case, x: case.stride == (1, 1),
     "igemm": lambda case, x: True,
     "depthwise": lambda case, x: is_depthwise(case, x),
     "winograd": lambda case, x: is_plain_3x3(case),

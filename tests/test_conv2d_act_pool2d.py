@@ -8,7 +8,14 @@ import itertools
 import pytest
 import torch
 from cases import FUSED, assert_close, data_grid, layout, values
-from test_conv2d import BY_NAME, RecordOps, arguments, needs_cuda_library
+from test_conv2d import (
+    APPLIES,
+    BY_NAME,
+    RecordOps,
+    arguments,
+    needs_cuda_library,
+    tolerance_row,
+)
 
 from cnnkern import _C, functional, reference
 from cnnkern.ops import is_nhwc
@@ -60,7 +67,8 @@ def test_forward_and_gradients(case, dtype, format, target):
     y = call(case, x, w, b, **target.options)
     reductions = case.conv.reductions()
     window = case.pool_kernel[0] * case.pool_kernel[1]
-    assert_close(y, output, dtype, reductions["output"] + window, 2, condition)
+    row = tolerance_row(case.conv, x, "auto")
+    assert_close(y, output, dtype, reductions["output"] + window, 2, condition, row=row)
     assert y.is_contiguous(
         memory_format=torch.channels_last if is_nhwc(x) else torch.contiguous_format
     )
@@ -74,9 +82,34 @@ def test_forward_and_gradients(case, dtype, format, target):
     for name, grad in zip(operands, grads, strict=True):
         # The value that the activation's derivative is taken at, and that derivative times g, are
         # stored in dtype; at saturation the derivative loses a digit more.
-        assert_close(
-            grad, expected[name], dtype, reductions[name], 6, condition, f"gradient of {name}", 1
-        )
+        what, count = f"gradient of {name}", reductions[name]
+        assert_close(grad, expected[name], dtype, count, 6, condition, what, 1, row)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("format", ("contiguous", "channels_last"))
+@pytest.mark.parametrize("case", FUSED, ids=str)
+def test_every_algorithm(case, format, cpu_isa):
+    output, g, expected, condition = expected_of(case, data_grid(torch.float32))
+    x, w, b, _ = arguments(case.conv, torch.float32, format)
+    reductions = case.conv.reductions()
+    for algo in _C.conv2d_algos():
+        if not APPLIES[algo](case.conv, x):
+            with pytest.raises(RuntimeError, match=f"^cnnkern::conv2d_act_pool2d: .*{algo}"):
+                call(case, x, w, b, algo=algo)
+            continue
+        row = tolerance_row(case.conv, x, algo)
+        y = call(case, x, w, b, algo=algo)
+        window = case.pool_kernel[0] * case.pool_kernel[1]
+        count = reductions["output"] + window
+        assert_close(y, output, torch.float32, count, 2, condition, algo, row=row)
+        with torch.no_grad():
+            assert call(case, x, w, b, algo=algo).equal(y)
+        operands = {"input": x, "weight": w} | ({} if b is None else {"bias": b})
+        grads = torch.autograd.grad(y, list(operands.values()), layout(g.float(), format))
+        for name, grad in zip(operands, grads, strict=True):
+            what, count = f"gradient of {name} by {algo}", reductions[name]
+            assert_close(grad, expected[name], torch.float32, count, 6, condition, what, 1, row)
 
 
 @needs_cuda_library

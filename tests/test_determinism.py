@@ -108,8 +108,27 @@ def test_an_image_is_the_same_alone_and_in_a_batch(case, format, cpu_isa):
         assert_same_bits((whole_grad[i : i + 1],), (grad,), f"dgrad of image {i}")
 
 
+@pytest.mark.parametrize("format", ("contiguous", "channels_last"))
+@pytest.mark.parametrize(
+    "case", [c for c in CONVS if c.name in ("lenet2", "window_images", "images35")], ids=str
+)
+def test_an_image_is_the_same_alone_and_in_a_large_batch(case, format, cpu_isa):
+    """A batch of these has images as lanes, which one image cannot fill."""
+    x = layout(values((37, *case.input[1:]), 0).float(), format)
+    w, b = values(case.weight, 1).float(), values(case.weight[:1], 2).float()
+    ops = torch.ops.cnnkern
+    whole = ops.conv2d(x, w, b, *case.geometry)
+    g = layout(values(whole.shape, 3).float(), format)
+    whole_grad = ops.conv2d_input_grad(g, w, list(x.shape), *case.geometry)
+    for i in (0, 20, 36):
+        one = slice(i, i + 1)
+        assert_same_bits((whole[one],), (ops.conv2d(x[one], w, b, *case.geometry),), "fprop")
+        grad = ops.conv2d_input_grad(g[one], w, [1, *case.input[1:]], *case.geometry)
+        assert_same_bits((whole_grad[one],), (grad,), "dgrad")
+
+
 def test_pools_and_block_are_the_same_alone_and_in_a_batch(cpu_isa):
-    x, w = values((3, 9, 14, 19), 0).float(), values((10, 9, 3, 3), 1).float()
+    x, w = values((33, 9, 14, 19), 0).float(), values((10, 9, 3, 3), 1).float()
     for f in (
         lambda x: functional.max_pool2d(x, 3, 2, 1),
         lambda x: functional.avg_pool2d(x, 3, 2, 1),
@@ -118,7 +137,7 @@ def test_pools_and_block_are_the_same_alone_and_in_a_batch(cpu_isa):
         lambda x: functional.conv2d_act_pool2d(x, w, activation="tanh", pool="max"),
     ):
         whole = f(x)
-        for i in range(3):
+        for i in (0, 15, 32):
             assert_same_bits((whole[i : i + 1],), (f(x[i : i + 1]),))
 
 

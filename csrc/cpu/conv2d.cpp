@@ -1,9 +1,10 @@
 // Binder of conv2d and its input gradient on the CPU: checks, allocates, picks the instruction set.
 #include "check.h"
+#include "conv2d_chwn.h"
 #include "conv2d_depthwise.h"
 #include "conv2d_dots.h"
 #include "conv2d_igemm.h"
-#include "conv2d_select.h"
+#include "conv2d_run.h"
 #include "conv2d_winograd.h"
 #include "parallel.h"
 #include "tap_conv.h"
@@ -40,6 +41,41 @@ void dots(TapConv* taps, size_t count, int64_t plane_size, const View& in, const
 #endif
 }
 
+SumOrder sum_order(const ConvParams& p, bool nhwc, ConvPass pass) {
+  return prefers_conv2d_igemm(p, nhwc, pass) ? SumOrder::kIgemm : SumOrder::kDirect;
+}
+
+}  // namespace
+
+void run_conv2d(const ConvParams& p, DType dtype, bool nhwc, ConvAlgo algo, const void* input,
+                const void* weight, const void* bias, void* output) {
+  with_storage_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    const T* weights = static_cast<const T*>(weight);
+    const T* biases = static_cast<const T*>(bias);
+    const ConvParams f = flatten_pointwise(p);
+    TapConv taps = fprop_taps(f);
+    const View in_view = view_of(const_cast<void*>(input), f.C, f.H, f.W, nhwc);
+    const View out_view = view_of(output, f.K, f.P, f.Q, nhwc);
+    if (algo == ConvAlgo::kDepthwise)
+      return depthwise<T>(&taps, 1, in_view, weights, biases, out_view);
+    if (algo == ConvAlgo::kDots)
+      return dots<T>(&taps, 1, f.R * f.S, in_view, weights, biases, out_view);
+    if (algo == ConvAlgo::kWinograd)
+      CNNKERN_ISA_CALL(launch_conv2d_winograd<T, T>(taps, in_view, weights, biases, out_view));
+    else if (algo == ConvAlgo::kChwn)
+      CNNKERN_ISA_CALL(launch_conv2d_chwn<T>(taps, sum_order(f, nhwc, ConvPass::kFprop), in_view,
+                                             weights, biases, out_view));
+    else if (algo == ConvAlgo::kIgemm)
+      CNNKERN_ISA_CALL(
+          launch_conv2d_igemm<T, T>(&taps, 1, f.R * f.S, in_view, weights, biases, out_view));
+    else
+      CNNKERN_ISA_CALL(launch_conv2d_direct<T, T>(&taps, 1, in_view, weights, biases, out_view));
+  });
+}
+
+namespace {
+
 Tensor conv2d(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
               const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
               const std::string& padding_mode, const std::string& algo) {
@@ -56,26 +92,8 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, std::optional<Tensor> b
   map_pages(out.data_ptr(), out.numel() * out.element_size());
   const Tensor x = dense(input, nhwc), w = dense(weight, false);
   std::optional<Tensor> b = bias ? std::optional<Tensor>(dense(*bias, false)) : std::nullopt;
-  with_storage_type(dtype, [&](auto type) {
-    using T = decltype(type);
-    const T* weights = static_cast<const T*>(w.data_ptr());
-    const T* biases = b ? static_cast<const T*>(b->data_ptr()) : nullptr;
-    const ConvParams f = flatten_pointwise(p);
-    TapConv taps = fprop_taps(f);
-    const View in_view = view_of(x.data_ptr(), f.C, f.H, f.W, nhwc);
-    const View out_view = view_of(out.data_ptr(), f.K, f.P, f.Q, nhwc);
-    if (chosen == ConvAlgo::kDepthwise)
-      return depthwise<T>(&taps, 1, in_view, weights, biases, out_view);
-    if (chosen == ConvAlgo::kDots)
-      return dots<T>(&taps, 1, f.R * f.S, in_view, weights, biases, out_view);
-    if (chosen == ConvAlgo::kWinograd)
-      CNNKERN_ISA_CALL(launch_conv2d_winograd<T, T>(taps, in_view, weights, biases, out_view));
-    else if (chosen == ConvAlgo::kIgemm)
-      CNNKERN_ISA_CALL(
-          launch_conv2d_igemm<T, T>(&taps, 1, f.R * f.S, in_view, weights, biases, out_view));
-    else
-      CNNKERN_ISA_CALL(launch_conv2d_direct<T, T>(&taps, 1, in_view, weights, biases, out_view));
-  });
+  run_conv2d(p, dtype, nhwc, chosen, x.data_ptr(), w.data_ptr(), b ? b->data_ptr() : nullptr,
+             out.data_ptr());
   return out;
 }
 
@@ -132,6 +150,10 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Ints& i
       CNNKERN_ISA_CALL(launch_conv2d_winograd<T, T>(taps, grad_view, weights, nullptr, out_view));
       return;
     }
+    if (!folds && chosen == ConvAlgo::kChwn)
+      return CNNKERN_ISA_CALL(launch_conv2d_chwn<T>(dgrad_taps(f, 0, 0),
+                                                    sum_order(f, nhwc, ConvPass::kDgrad), grad_view,
+                                                    weights, nullptr, out_view));
     if (!folds && chosen == ConvAlgo::kIgemm)
       return for_phases(f, [&](TapConv* phases, size_t count) {
         CNNKERN_ISA_CALL(launch_conv2d_igemm<T, T>(phases, count, f.R * f.S, grad_view, weights,

@@ -1,6 +1,8 @@
 // Binder of conv2d_act_pool2d and act_pool2d_grad on the CPU.
 #include "act_pool2d.h"
 #include "check.h"
+#include "conv2d_chwn.h"
+#include "conv2d_run.h"
 #include "parallel.h"
 #include "tap_conv.h"
 #include "workspace.h"
@@ -47,6 +49,57 @@ View view_or_null(const Tensor& t, const Ints& size, bool nhwc) {
   return t.numel() == 0 ? View{} : view_of(t.data_ptr(), size[1], size[2], size[3], nhwc);
 }
 
+// Where conv2d takes another algorithm for speed, direct and chwn still win with few products: they
+// pool what they have in registers or the L2 cache, and both have the same sums. They are also
+// those that hand 16-bit types on unrounded.
+ConvAlgo select_block(const char* op, const ConvParams& p, DType dtype, bool nhwc,
+                      const std::string& algo) {
+  const ConvAlgo chosen = select_conv2d(op, p, dtype, nhwc, algo, ConvPass::kFprop);
+  const bool narrow = dtype == DType::kBFloat16 || dtype == DType::kFloat16;
+  if (algo != "auto" || (chosen == ConvAlgo::kDepthwise && !narrow)) return chosen;
+  if (suits_conv2d_chwn(p)) return ConvAlgo::kChwn;
+  return narrow || has_few_products(p) ? ConvAlgo::kDirect : chosen;
+}
+
+// The block by any algorithm: some images at a time, so that what the convolution wrote is still in
+// the cache for the activation and the pool.
+void run_by_images(const char* op, const ConvParams& p, DType dtype, bool nhwc, ConvAlgo algo,
+                   const ActPool& ap, const Tensor& x, const void* weight, const void* bias,
+                   const Tensor& out, const Tensor& saved, const Tensor& offsets) {
+  constexpr int64_t kChunkBytes = 8 << 20;
+  const int64_t item = x.element_size(), conv = p.K * p.P * p.Q;
+  const int64_t images =
+      std::clamp<int64_t>(kChunkBytes / std::max<int64_t>(1, conv * item), 1, p.N);
+  const bool pools = ap.kind != PoolKind::kNone, saves = saved.numel() > 0;
+  const bool saves_before =
+      saves && (ap.activation == Activation::kGelu || ap.activation == Activation::kSilu);
+  Tensor scratch = new_output(x, {pools && (!saves || saves_before) ? images * conv : 0}, false);
+  for (int64_t n = 0; n < p.N; n += images) {
+    auto at = [&](const Tensor& t) {  // image n of a tensor
+      return static_cast<char*>(t.data_ptr()) + t.numel() / p.N * n * t.element_size();
+    };
+    ConvParams part = p;
+    part.N = std::min(images, p.N - n);
+    void* active = !pools ? at(out) : scratch.numel() ? scratch.data_ptr() : at(saved);
+    void* sums = saves ? at(saved) : active;
+    run_conv2d(part, dtype, nhwc, algo, at(x), weight, bias, sums);
+    if (ap.activation != Activation::kNone)
+      with_storage_type(dtype, [&](auto type) {
+        using T = decltype(type);
+        CNNKERN_ISA_CALL(launch_activate<T>(static_cast<const T*>(sums), part.N * conv,
+                                            ap.activation, static_cast<T*>(active)));
+      });
+    if (!pools) continue;
+    PoolJob job{
+        ap.pool, ap.kind, dtype, nhwc, 1, 1, ap.rows.windows.data(), ap.cols.windows.data()};
+    job.p.N = part.N;
+    job.plane = active;
+    job.pooled = at(out);
+    job.offsets = offsets.numel() ? reinterpret_cast<uint8_t*>(at(offsets)) : nullptr;
+    run_pool2d(op, job);
+  }
+}
+
 std::tuple<Tensor, Tensor, Tensor> conv2d_act_pool2d(
     const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, const Ints& stride,
     const Ints& padding, const Ints& dilation, int64_t groups, const std::string& padding_mode,
@@ -59,12 +112,11 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_act_pool2d(
   const ConvParams p = make_conv_params(op, sizes_of(input), sizes_of(weight), stride, padding,
                                         dilation, groups, padding_mode);
   check_bias(op, bias, input, p.K);
-  if (algo != "auto" && algo != "direct")
-    fail(op, "algo must be 'auto' or 'direct' on the CPU, got '", algo, "'");
   const Ints conv_size{p.N, p.K, p.P, p.Q};
   const ActPool ap(op, conv_size, activation, pool, pool_kernel_size, pool_stride, pool_padding,
                    pool_ceil_mode, count_include_pad);
   const bool nhwc = is_nhwc(input);
+  const ConvAlgo chosen = select_block(op, p, dtype, nhwc, algo);
   const Ints size{p.N, p.K, ap.pool.P, ap.pool.Q};
   Tensor out = new_output(input, size, nhwc);
   Tensor saved =
@@ -96,13 +148,26 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_act_pool2d(
   }
   const Tensor x = dense(input, nhwc), w = dense(weight, false);
   std::optional<Tensor> b = bias ? std::optional<Tensor>(dense(*bias, false)) : std::nullopt;
+  if (chosen != ConvAlgo::kDirect && chosen != ConvAlgo::kChwn) {
+    run_by_images(op, p, dtype, nhwc, chosen, ap, x, w.data_ptr(), b ? b->data_ptr() : nullptr, out,
+                  saved, offsets);
+    return {out, saved, offsets};
+  }
   with_storage_type(dtype, [&](auto type) {
     using T = decltype(type);
-    CNNKERN_ISA_CALL(launch_conv2d_act_pool2d<T>(
-        fprop_taps(p), f, ap.pool.P, view_of(x.data_ptr(), p.C, p.H, p.W, nhwc),
-        static_cast<const T*>(w.data_ptr()), b ? static_cast<const T*>(b->data_ptr()) : nullptr,
-        view_of(out.data_ptr(), p.K, size[2], size[3], nhwc), view_or_null(saved, conv_size, nhwc),
-        view_or_null(offsets, size, nhwc)));
+    const View in_view = view_of(x.data_ptr(), p.C, p.H, p.W, nhwc);
+    const View out_view = view_of(out.data_ptr(), p.K, size[2], size[3], nhwc);
+    const View saved_view = view_or_null(saved, conv_size, nhwc);
+    const View offsets_view = view_or_null(offsets, size, nhwc);
+    const T* weights = static_cast<const T*>(w.data_ptr());
+    const T* biases = b ? static_cast<const T*>(b->data_ptr()) : nullptr;
+    if (chosen == ConvAlgo::kChwn)
+      CNNKERN_ISA_CALL(launch_conv2d_act_pool2d_chwn<T>(fprop_taps(p), f, ap.pool.P, in_view,
+                                                        weights, biases, out_view, saved_view,
+                                                        offsets_view));
+    else
+      CNNKERN_ISA_CALL(launch_conv2d_act_pool2d<T>(fprop_taps(p), f, ap.pool.P, in_view, weights,
+                                                   biases, out_view, saved_view, offsets_view));
   });
   return {out, saved, offsets};
 }

@@ -10,6 +10,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "conv2d_chwn.h"
 #include "conv2d_depthwise.h"
 #include "conv2d_dots.h"
 #include "conv2d_igemm.h"

@@ -8,8 +8,9 @@
 
 namespace cnnkern {
 
-enum class ConvAlgo { kDirect, kIgemm, kDepthwise, kWinograd, kDots };
-constexpr const char* kConvAlgoNames[] = {"direct", "igemm", "depthwise", "winograd", "dots"};
+enum class ConvAlgo { kDirect, kChwn, kIgemm, kDepthwise, kWinograd, kDots };
+constexpr const char* kConvAlgoNames[] = {"direct",    "chwn",     "igemm",
+                                          "depthwise", "winograd", "dots"};
 
 // Empty if the algorithm applies, else the reason why it does not.
 inline std::string supports_conv2d_depthwise(const ConvParams& p, DType dtype) {
@@ -29,6 +30,10 @@ inline std::string supports_conv2d_winograd(const ConvParams& p) {
   if (p.dil_h != 1 || p.dil_w != 1) return "needs dilation 1, got " + pair(p.dil_h, p.dil_w);
   if (p.groups != 1) return "needs groups 1, got " + std::to_string(p.groups);
   return "";
+}
+inline std::string supports_conv2d_chwn(const ConvParams& p) {
+  if (p.stride_h == 1 && p.stride_w == 1) return "";
+  return "needs stride 1, got " + std::to_string(p.stride_h) + " and " + std::to_string(p.stride_w);
 }
 
 inline std::string supports_conv2d_dots(DType dtype) {
@@ -52,6 +57,22 @@ inline bool prefers_conv2d_igemm(const ConvParams& p, bool nhwc, ConvPass pass) 
   if (pass == ConvPass::kWgrad) return K >= 16;
   return pass == ConvPass::kFprop ? K >= 16 && (C >= 6 || nhwc) : C >= 16 && K >= 6;
 }
+// So few that what surrounds the products counts.
+inline bool has_few_products(const ConvParams& p) {
+  return p.C / p.groups * (p.K / p.groups) * p.R * p.S <= 4096;
+}
+// Many images too small to fill the other algorithms' vectors. It keeps the bits of the algorithm
+// that computes an image alone.
+inline bool suits_conv2d_chwn(const ConvParams& p) {
+  constexpr int64_t kImages = 32, kRow = 32;
+  return supports_conv2d_chwn(p).empty() && p.N >= kImages && std::max(p.W, p.Q) <= kRow &&
+         has_few_products(p);
+}
+inline bool prefers_conv2d_chwn(const ConvParams& p, bool nhwc, ConvPass pass) {
+  const int64_t C = p.C / p.groups, K = p.K / p.groups;
+  if (!suits_conv2d_chwn(p)) return false;
+  return pass == ConvPass::kWgrad ? !prefers_conv2d_igemm(p, nhwc, pass) : std::min(C, K) >= 4;
+}
 
 // Of bfloat16, where its pairs are multiplied at twice the rate of float32. Lanes are the channels
 // that the pass computes, so a few of them leave most lanes idle; Winograd in float32 arithmetic is
@@ -69,10 +90,12 @@ inline ConvAlgo select_conv2d(const char* op, const ConvParams& p, DType dtype, 
                               const std::string& algo, ConvPass pass) {
   const std::string depthwise = supports_conv2d_depthwise(p, dtype);
   const std::string winograd = supports_conv2d_winograd(p), dots = supports_conv2d_dots(dtype);
+  const std::string chwn = supports_conv2d_chwn(p);
   if (algo == "auto") {
     if (prefers_conv2d_depthwise(p, dtype, nhwc)) return ConvAlgo::kDepthwise;
     if (dots.empty() && prefers_conv2d_dots(p, pass)) return ConvAlgo::kDots;
     if (prefers_conv2d_winograd(p, dtype)) return ConvAlgo::kWinograd;
+    if (prefers_conv2d_chwn(p, nhwc, pass)) return ConvAlgo::kChwn;
     return prefers_conv2d_igemm(p, nhwc, pass) ? ConvAlgo::kIgemm : ConvAlgo::kDirect;
   }
   if (algo == "direct") return ConvAlgo::kDirect;
@@ -85,10 +108,14 @@ inline ConvAlgo select_conv2d(const char* op, const ConvParams& p, DType dtype, 
     if (!dots.empty()) fail(op, "algo 'dots' ", dots);
     return ConvAlgo::kDots;
   }
+  if (algo == "chwn") {
+    if (!chwn.empty()) fail(op, "algo 'chwn' ", chwn);
+    return ConvAlgo::kChwn;
+  }
   if (algo != "depthwise")
     fail(op,
-         "algo must be 'auto', 'direct', 'igemm', 'depthwise', 'winograd' or 'dots' on the CPU, "
-         "got '",
+         "algo must be 'auto', 'direct', 'chwn', 'igemm', 'depthwise', 'winograd' or 'dots' on the "
+         "CPU, got '",
          algo, "'");
   if (!depthwise.empty()) fail(op, "algo 'depthwise' ", depthwise);
   return ConvAlgo::kDepthwise;

@@ -1,6 +1,7 @@
 // Binder of the weight and bias gradients of conv2d on the CPU; apart from conv2d.cpp so that the
 // two compile side by side.
 #include "check.h"
+#include "conv2d_chwn.h"
 #include "conv2d_depthwise.h"
 #include "conv2d_dots.h"
 #include "conv2d_igemm.h"
@@ -49,6 +50,8 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Ints& w
 #endif
     if (chosen == ConvAlgo::kWinograd)
       CNNKERN_ISA_CALL(launch_conv2d_winograd_weight_grad<T>(f, grad_view, in_view, dw));
+    else if (chosen == ConvAlgo::kChwn)
+      CNNKERN_ISA_CALL(launch_conv2d_chwn_weight_grad<T>(f, grad_view, in_view, dw));
     else if (chosen == ConvAlgo::kIgemm)
       CNNKERN_ISA_CALL(launch_conv2d_igemm_weight_grad<T>(f, grad_view, in_view, dw));
     else

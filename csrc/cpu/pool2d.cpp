@@ -1,12 +1,19 @@
 // Binder of the forward pools on the CPU: max_pool2d, avg_pool2d and the adaptive two.
 #include <tuple>
 
+#include "conv2d_run.h"
 #include "pool2d_binder.h"
 
 #define CNNKERN_KERNELS "pool2d.inc"
 #include "foreach_isa.h"
 
 namespace cnnkern {
+
+void run_pool2d(const char* op, const PoolJob& job) {
+  const PoolParallel parallel{op};
+  CNNKERN_ISA_CALL(pool2d_fprop(job, parallel));
+}
+
 namespace {
 
 // `saved` is uint8 (offsets), int64 (indices), or null.
@@ -23,8 +30,7 @@ Tensor pool2d(const char* op, const PoolParams& p, PoolKind kind, const Tensor& 
     job.indices = static_cast<int64_t*>(saved->data_ptr());
   // Lanes hold positions as int32 beside float32 values.
   if (saved) check_pool_plane(op, "input", sizes_of(input));
-  const PoolParallel parallel{op};
-  CNNKERN_ISA_CALL(pool2d_fprop(job, parallel));
+  run_pool2d(op, job);
   return output;
 }
 
