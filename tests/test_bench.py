@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.results import Report, parser
 from cnnkern import _C
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))
+
+from bench.results import Report, parser  # noqa: E402
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
