@@ -481,6 +481,7 @@ FUSED = (
     Fused("depthwise_avg", _conv["depthwise_multiplier"], "silu", "avg"),
     Fused("pointwise", _conv["pointwise"], "relu", "avg"),
     Fused("images_none", _conv["window_images"], "silu", "none"),
+    Fused("one_row", _conv["row"], "relu", "none"),
     Fused("images_avg", _conv["images35"], "sigmoid", "avg", (3, 2), (1, 2), (1, 1)),
     Fused("images_max", _conv["images35"], "gelu", "max", (3, 3), (2, 1), (1, 0), narrow=False),
     Fused("quads", _conv["vgg"], "relu", "max"),
