@@ -204,6 +204,8 @@ def check_act_pool_grad(
     pool_padding, pool_ceil_mode,
 ) -> None:  # fmt: skip
     """Refuse what the fused block does not give, or save, for an input of that size."""
+    check_floats(op, grad=grad, output=output, saved=saved)
+    check_devices(op, grad=grad, offsets=offsets)
     _C.check_act_pool(op, activation, pool, list(pool_kernel_size))
     size = list(input_size)
     if pool != "none":

@@ -371,8 +371,6 @@ def _(grad, output, saved, offsets, input_size, activation="none", pool="none",
       pool_kernel_size=(2, 2), pool_stride=(2, 2), pool_padding=(0, 0), pool_ceil_mode=False,
       count_include_pad=True):  # fmt: skip
     op = "act_pool2d_grad"
-    check_floats(op, grad=grad, output=output, saved=saved)
-    check_devices(op, grad=grad, offsets=offsets)
     check_act_pool_grad(
         op, grad, output, saved, offsets, input_size, activation, pool, pool_kernel_size,
         pool_stride, pool_padding, pool_ceil_mode,

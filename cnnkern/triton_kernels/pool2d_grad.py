@@ -205,8 +205,6 @@ def act_pool2d_grad(
     count_include_pad=True,
 ):  # fmt: skip
     op = "act_pool2d_grad"
-    check_floats(op, grad=grad, output=output, saved=saved)
-    check_devices(op, grad=grad, offsets=offsets)
     check_act_pool_grad(
         op, grad, output, saved, offsets, input_size, activation, pool, pool_kernel_size,
         pool_stride, pool_padding, pool_ceil_mode,

@@ -31,7 +31,7 @@ struct DotPlan {
 // Cuts the problem into items (image, group, rows, columns, pairs of output vectors) whose input
 // stays in a 1 MiB L2 beside the weights of a pair. `tile_rows`: pixels of a tile.
 inline void plan_dot_blocks(DotPlan& plan, int64_t tile_rows, int64_t lanes) {
-  constexpr int64_t kCopy = 64 << 10, kMinItems = 8;
+  constexpr int64_t kCopy = 64 << 10;
   TapConv& t = *plan.tc;
   t.tiles = ceil_div(t.M, 2 * lanes);
   const int64_t halo_rows = ceil_div(plan.halo_h, plan.step_h);
@@ -45,13 +45,8 @@ inline void plan_dot_blocks(DotPlan& plan, int64_t tile_rows, int64_t lanes) {
   t.row_blocks = ceil_div(t.P, t.block_rows);
   plan.rows = (t.block_rows - 1) * plan.step_h + plan.halo_h + 1;
   plan.columns = (t.block_cols - 1) * plan.step_w + plan.halo_w + 1;
-  // A small batch: more items by fewer output channels each.
   t.block_tiles = t.tiles;
-  while (t.N * t.groups * t.row_blocks * t.col_blocks * ceil_div(t.tiles, t.block_tiles) <
-             kMinItems &&
-         t.block_tiles > 1)
-    t.block_tiles = ceil_div(t.block_tiles, 2);
-  t.tile_blocks = ceil_div(t.tiles, t.block_tiles);
+  share_tiles(t, 1);
 }
 
 // `plane_size`: elements of a weight plane, R*S.

@@ -29,7 +29,7 @@ struct GemmPlan {
 // Cuts the problem into items (image, group, rows, columns, pairs of output vectors) whose input
 // stays in a 1 MiB L2 beside the weights of a pair. `rows`: pixels of a tile.
 inline void plan_gemm_blocks(TapConv& t, int64_t rows, int64_t lanes) {
-  constexpr int64_t kCopy = 64 << 10, kMinItems = 8;
+  constexpr int64_t kCopy = 64 << 10;
   t.tiles = ceil_div(t.M, 2 * lanes);
   const int64_t slots = std::max<int64_t>(1, t.slots.size());
   const int64_t pixels = std::max<int64_t>(kCopy / (t.C * slots), rows);
@@ -41,13 +41,8 @@ inline void plan_gemm_blocks(TapConv& t, int64_t rows, int64_t lanes) {
   t.block_rows = ceil_div(t.P, t.row_blocks);
   t.row_blocks = ceil_div(t.P, t.block_rows);
   t.plane = (t.block_rows + t.halo_rows) * t.pitch;
-  // A small batch: more items by fewer output channels each.
   t.block_tiles = t.tiles;
-  while (t.N * t.groups * t.row_blocks * t.col_blocks * ceil_div(t.tiles, t.block_tiles) <
-             kMinItems &&
-         t.block_tiles > 1)
-    t.block_tiles = ceil_div(t.block_tiles, 2);
-  t.tile_blocks = ceil_div(t.tiles, t.block_tiles);
+  share_tiles(t, 1);
 }
 
 // Sorts the taps by place(tap), the offset of their inputs, `channels` each; where these `merge`,

@@ -84,6 +84,16 @@ inline bool reads_no_padding(const TapConv& t) {
   return true;
 }
 
+// Cuts the output channels of a block further, to no fewer than `least` tiles, where a small batch
+// has fewer items than a few threads want.
+inline void share_tiles(TapConv& t, int64_t least) {
+  constexpr int64_t kItems = 8;
+  while (t.N * t.groups * t.row_blocks * t.col_blocks * ceil_div(t.tiles, t.block_tiles) < kItems &&
+         t.block_tiles > least)
+    t.block_tiles = ceil_div(t.block_tiles, 2);
+  t.tile_blocks = ceil_div(t.tiles, t.block_tiles);
+}
+
 // Lays out the copy and the accumulators of a block of block_rows x block_cols outputs.
 inline void plan_copy(TapConv& t, int64_t lanes) {
   constexpr int64_t kCopy = 64 << 10, kReduction = 512;
@@ -111,11 +121,7 @@ inline void plan_blocks(TapConv& t, int64_t max_tile, int64_t lanes) {
   t.row_blocks = ceil_div(t.P, std::clamp<int64_t>(pixels / (t.block_cols + t.halo_cols), 1, t.P));
   t.block_rows = ceil_div(t.P, t.row_blocks);
   t.row_blocks = ceil_div(t.P, t.block_rows);
-  // A single small image: more items by fewer channels each, so that every thread has some.
-  while (t.N * t.groups * t.row_blocks * t.col_blocks * ceil_div(t.tiles, t.block_tiles) < 8 &&
-         t.block_tiles > 2)
-    t.block_tiles = ceil_div(t.block_tiles, 2);
-  t.tile_blocks = ceil_div(t.tiles, t.block_tiles);
+  share_tiles(t, 2);
   plan_copy(t, lanes);
 }
 
