@@ -261,6 +261,11 @@ def _conv2d_act_pool2d_backward(ops, ctx, grad, *_):
         output, saved, offsets = ops.conv2d_act_pool2d(
             input, weight, bias, *ctx.conv, *ctx.act_pool, True
         )
+    if grad.device.type == "cpu" and ops is DEFAULT:
+        grads = torch.ops.cnnkern.conv2d_act_pool2d_grad.default(
+            grad, input, weight, output, saved, offsets, *ctx.conv, *ctx.act_pool, *needs
+        )
+        return *[g if need else None for g, need in zip(grads, needs, strict=True)], *nones
     conv_size = conv2d_output_size("conv2d_act_pool2d", input.shape, weight.shape, *ctx.conv[:-1])
     grad_conv = ops.act_pool2d_grad(grad, output, saved, offsets, conv_size, *ctx.act_pool)
     return (

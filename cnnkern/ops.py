@@ -77,6 +77,14 @@ SCHEMAS = (
     f"SymInt[4] input_size, {_ACT_POOL}) -> Tensor",
 )
 
+# Of the CPU alone, whose caches hold what the gradient's ops would hand on: act_pool2d_grad and the
+# three gradients of the convolution in one. Those that are not needed are empty tensors.
+CPU_SCHEMA = (
+    "conv2d_act_pool2d_grad(Tensor grad, Tensor input, Tensor weight, Tensor output, Tensor saved, "
+    f"Tensor offsets, {_CONV}, {_ACT_POOL}, bool need_input=True, bool need_weight=True, "
+    "bool need_bias=True) -> (Tensor, Tensor, Tensor)"
+)
+
 OP_NAMES = tuple(schema.split("(")[0] for schema in SCHEMAS)
 OVERLOADS = ("default", "triton")
 TRITON_ALGOS = ("triton", "triton_tf32", "triton_tf32x3")  # the values of algo that mean .triton
@@ -94,6 +102,7 @@ for _name, _schema in zip(OP_NAMES, SCHEMAS, strict=True):
             _schema.replace(_name, qualified(_name, _overload), 1),
             tags=(torch.Tag.pt2_compliant_tag,),
         )
+_library.define(CPU_SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
 _ops = torch.ops.cnnkern
 
 
@@ -376,3 +385,24 @@ def _(grad, output, saved, offsets, input_size, activation="none", pool="none",
         pool_stride, pool_padding, pool_ceil_mode,
     )  # fmt: skip
     return _new(grad, input_size, is_nhwc(output))
+
+
+@torch.library.register_fake("cnnkern::conv2d_act_pool2d_grad", lib=_library)
+def _(grad, input, weight, output, saved, offsets, stride=(1, 1), padding=(0, 0, 0, 0),
+      dilation=(1, 1), groups=1, padding_mode="zeros", algo="auto", activation="none", pool="none",
+      pool_kernel_size=(2, 2), pool_stride=(2, 2), pool_padding=(0, 0), pool_ceil_mode=False,
+      count_include_pad=True, need_input=True, need_weight=True, need_bias=True):  # fmt: skip
+    op = "conv2d_act_pool2d_grad"
+    check_floats(op, grad=grad, input=input, weight=weight)
+    conv_size = conv2d_output_size(
+        op, input.shape, weight.shape, stride, padding, dilation, groups, padding_mode
+    )
+    check_act_pool_grad(
+        op, grad, output, saved, offsets, conv_size, activation, pool, pool_kernel_size,
+        pool_stride, pool_padding, pool_ceil_mode,
+    )  # fmt: skip
+    return (
+        _new(grad, input.shape, is_nhwc(output)) if need_input else grad.new_empty(0),
+        _new(grad, weight.shape, False) if need_weight else grad.new_empty(0),
+        grad.new_empty(weight.size(0) if need_bias else 0),
+    )

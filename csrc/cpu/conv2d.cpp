@@ -41,10 +41,6 @@ void dots(TapConv* taps, size_t count, int64_t plane_size, const View& in, const
 #endif
 }
 
-SumOrder sum_order(const ConvParams& p, bool nhwc, ConvPass pass) {
-  return prefers_conv2d_igemm(p, nhwc, pass) ? SumOrder::kIgemm : SumOrder::kDirect;
-}
-
 }  // namespace
 
 void run_conv2d(const ConvParams& p, DType dtype, bool nhwc, ConvAlgo algo, const void* input,
@@ -112,6 +108,8 @@ void for_phases(const ConvParams& p, const F& body) {
     }
   flush();
 }
+
+}  // namespace
 
 Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Ints& input_size,
                          const Ints& stride, const Ints& padding, const Ints& dilation,
@@ -182,7 +180,6 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Ints& i
   return out;
 }
 
-}  // namespace
 }  // namespace cnnkern
 
 STABLE_TORCH_LIBRARY_IMPL(cnnkern, CPU, m) {

@@ -1,4 +1,4 @@
-// Binder of conv2d_act_pool2d and act_pool2d_grad on the CPU.
+// Binder of conv2d_act_pool2d on the CPU.
 #include "act_pool2d.h"
 #include "check.h"
 #include "conv2d_chwn.h"
@@ -13,53 +13,6 @@
 
 namespace cnnkern {
 namespace {
-
-// The options of the activation and the pool, and the pool's geometry on a conv output of that
-// size.
-struct ActPool {
-  Activation activation;
-  PoolKind kind;
-  PoolParams pool;
-  PoolAxis rows, cols;
-
-  ActPool(const char* op, const Ints& conv_size, const std::string& activation_name,
-          const std::string& pool_name, const Ints& kernel_size, const Ints& stride,
-          const Ints& padding, bool ceil_mode, bool count_include_pad)
-      : activation(parse_activation(op, activation_name)), kind(parse_pool(op, pool_name)) {
-    check_act_pool(op, activation_name, pool_name, kernel_size);
-    if (kind == PoolKind::kNone) {
-      pool = make_pool_params(op, conv_size, {1, 1}, {1, 1}, {0, 0}, {1, 1}, false);
-      return;
-    }
-    pool = make_pool_params(op, conv_size, kernel_size, stride, padding, {1, 1}, ceil_mode,
-                            count_include_pad);
-    rows = make_pool_axis(pool.H, pool.P, pool.R, pool.stride_h, pool.pad_h, 1, false,
-                          count_include_pad);
-    cols = make_pool_axis(pool.W, pool.Q, pool.S, pool.stride_w, pool.pad_w, 1, false,
-                          count_include_pad);
-  }
-  // The same rule as cnnkern.ops.act_pool2d_saves.
-  bool saves_conv() const {
-    return activation == Activation::kGelu || activation == Activation::kSilu ||
-           (activation != Activation::kNone && kind == PoolKind::kAvg);
-  }
-};
-
-View view_or_null(const Tensor& t, const Ints& size, bool nhwc) {
-  return t.numel() == 0 ? View{} : view_of(t.data_ptr(), size[1], size[2], size[3], nhwc);
-}
-
-// Where conv2d takes another algorithm for speed, direct and chwn still win with few products: they
-// pool what they have in registers or the L2 cache, and both have the same sums. They are also
-// those that hand 16-bit types on unrounded.
-ConvAlgo select_block(const char* op, const ConvParams& p, DType dtype, bool nhwc,
-                      const std::string& algo) {
-  const ConvAlgo chosen = select_conv2d(op, p, dtype, nhwc, algo, ConvPass::kFprop);
-  const bool narrow = dtype == DType::kBFloat16 || dtype == DType::kFloat16;
-  if (algo != "auto" || (chosen == ConvAlgo::kDepthwise && !narrow)) return chosen;
-  if (suits_conv2d_chwn(p)) return ConvAlgo::kChwn;
-  return narrow || has_few_products(p) ? ConvAlgo::kDirect : chosen;
-}
 
 // The block by any algorithm: some images at a time, so that what the convolution wrote is still in
 // the cache for the activation and the pool.
@@ -116,7 +69,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_act_pool2d(
   const ActPool ap(op, conv_size, activation, pool, pool_kernel_size, pool_stride, pool_padding,
                    pool_ceil_mode, count_include_pad);
   const bool nhwc = is_nhwc(input);
-  const ConvAlgo chosen = select_block(op, p, dtype, nhwc, algo);
+  const ConvAlgo chosen = select_conv2d_block(op, p, dtype, nhwc, algo);
   const Ints size{p.N, p.K, ap.pool.P, ap.pool.Q};
   Tensor out = new_output(input, size, nhwc);
   Tensor saved =
@@ -172,69 +125,9 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_act_pool2d(
   return {out, saved, offsets};
 }
 
-Tensor act_pool2d_grad(const Tensor& grad, const Tensor& output, const Tensor& saved,
-                       const Tensor& offsets, const Ints& input_size, const std::string& activation,
-                       const std::string& pool, const Ints& pool_kernel_size,
-                       const Ints& pool_stride, const Ints& pool_padding, bool pool_ceil_mode,
-                       bool count_include_pad) {
-  const char* op = "act_pool2d_grad";
-  const DType dtype = dtype_of(op, "grad", grad);
-  check_same(op, "output", output, "grad", grad);
-  check_same(op, "saved", saved, "grad", grad);
-  check_sizes(op, "input_size", input_size, "[N, K, P, Q]");
-  ActPool ap(op, input_size, activation, pool, pool_kernel_size, pool_stride, pool_padding,
-             pool_ceil_mode, count_include_pad);
-  const Ints size{ap.pool.N, ap.pool.C, ap.pool.P, ap.pool.Q};
-  check_size_is(op, "grad", grad, size);
-  check_size_is(op, "output", output, size);
-  check_size_is(op, "saved", saved, ap.saves_conv() ? input_size : Ints{0});
-  check_size_is(op, "offsets", offsets, ap.kind == PoolKind::kMax ? size : Ints{0});
-  if (offsets.scalar_type() != ScalarType::Byte) fail(op, "offsets must be uint8");
-  const bool nhwc = is_nhwc(output);
-  Tensor out = new_output(grad, input_size, nhwc);
-  if (out.numel() == 0) return out;
-  if (ap.kind == PoolKind::kAvg) add_covers(ap.rows, ap.pool.H), add_covers(ap.cols, ap.pool.W);
-  const ActPoolGrad f{
-      ap.kind,
-      ap.activation,
-      ap.pool.N,
-      ap.pool.C,
-      ap.pool.H,
-      ap.pool.W,
-      ap.pool.P,
-      ap.pool.Q,
-      ap.pool.S,
-      ap.pool.stride_h,
-      ap.pool.stride_w,
-      ap.pool.pad_h,
-      ap.pool.pad_w,
-      ap.pool.R * ap.pool.S,
-      ap.rows.windows.data(),
-      ap.cols.windows.data(),
-      ap.rows.covers.data(),
-      ap.cols.covers.data(),
-      ap.rows.offsets.data(),
-      ap.cols.offsets.data(),
-      ap.pool.S == 2 && ap.pool.stride_w == 2 && ap.pool.pad_w == 0 && ap.pool.W == 2 * ap.pool.Q};
-  const Tensor g = dense(grad, nhwc), y = dense(output, nhwc);
-  const Tensor z = saved.numel() ? dense(saved, nhwc) : saved,
-               at = offsets.numel() ? dense(offsets, nhwc) : offsets;
-  bool ok = true;
-  with_storage_type(dtype, [&](auto type) {
-    using T = decltype(type);
-    ok = CNNKERN_ISA_CALL(
-        launch_act_pool2d_grad<T>(f, view_or_null(g, size, nhwc), view_or_null(y, size, nhwc),
-                                  view_or_null(z, input_size, nhwc), view_or_null(at, size, nhwc),
-                                  view_or_null(out, input_size, nhwc)));
-  });
-  if (!ok) fail(op, "offsets must point into their window and the plane");
-  return out;
-}
-
 }  // namespace
 }  // namespace cnnkern
 
 STABLE_TORCH_LIBRARY_IMPL(cnnkern, CPU, m) {
   m.impl("conv2d_act_pool2d", TORCH_BOX(&cnnkern::conv2d_act_pool2d));
-  m.impl("act_pool2d_grad", TORCH_BOX(&cnnkern::act_pool2d_grad));
 }

@@ -2,6 +2,7 @@
 // is turned into planes of vectors, [channel][row][column][image], the layout CHWN. There every
 // output is a vector, whatever the size of a plane, and only the products that count are computed.
 #pragma once
+#include "conv2d_select.h"
 #include "tap_conv.h"
 
 namespace cnnkern {
@@ -10,6 +11,10 @@ namespace cnnkern {
 // that algorithm computes it, as in a batch: direct's channel by channel with the bias last, or
 // igemm's tap by tap, from the first row on, with the bias first.
 enum class SumOrder { kDirect, kIgemm };
+
+inline SumOrder sum_order(const ConvParams& p, bool nhwc, ConvPass pass) {
+  return prefers_conv2d_igemm(p, nhwc, pass) ? SumOrder::kIgemm : SumOrder::kDirect;
+}
 
 struct ChwnPlan {
   TapConv tc;      // its N counts blocks of images

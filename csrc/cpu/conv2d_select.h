@@ -121,4 +121,16 @@ inline ConvAlgo select_conv2d(const char* op, const ConvParams& p, DType dtype, 
   return ConvAlgo::kDepthwise;
 }
 
+// Where conv2d takes another algorithm for speed, direct and chwn still win with few products: they
+// pool what they have in registers or the L2 cache, and both have the same sums. They are also
+// those that hand 16-bit types on unrounded.
+inline ConvAlgo select_conv2d_block(const char* op, const ConvParams& p, DType dtype, bool nhwc,
+                                    const std::string& algo) {
+  const ConvAlgo chosen = select_conv2d(op, p, dtype, nhwc, algo, ConvPass::kFprop);
+  const bool narrow = dtype == DType::kBFloat16 || dtype == DType::kFloat16;
+  if (algo != "auto" || (chosen == ConvAlgo::kDepthwise && !narrow)) return chosen;
+  if (suits_conv2d_chwn(p)) return ConvAlgo::kChwn;
+  return narrow || has_few_products(p) ? ConvAlgo::kDirect : chosen;
+}
+
 }  // namespace cnnkern

@@ -5,6 +5,7 @@
 #include "conv2d_depthwise.h"
 #include "conv2d_dots.h"
 #include "conv2d_igemm.h"
+#include "conv2d_run.h"
 #include "conv2d_select.h"
 #include "conv2d_winograd.h"
 #include "parallel.h"
@@ -16,7 +17,6 @@
 #include "foreach_isa.h"
 
 namespace cnnkern {
-namespace {
 
 Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Ints& weight_size,
                           const Ints& stride, const Ints& padding, const Ints& dilation,
@@ -77,7 +77,6 @@ Tensor conv2d_bias_grad(const Tensor& grad) {
   return out;
 }
 
-}  // namespace
 }  // namespace cnnkern
 
 STABLE_TORCH_LIBRARY_IMPL(cnnkern, CPU, m) {
