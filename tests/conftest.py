@@ -133,6 +133,13 @@ def cpu_isa(request):
 
 
 @pytest.fixture
+def restore_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def nondeterministic_torch():
     """Allow torch's own ops, where they are the comparison, to be nondeterministic."""
     torch.use_deterministic_algorithms(False)

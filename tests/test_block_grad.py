@@ -13,7 +13,7 @@ from cases import FUSED, assert_close, layout, values
 from samples import ACT_POOLS, CONV
 from test_contract import check_fake
 from test_conv2d import APPLIES, arguments
-from test_determinism import assert_same_bits, restore_threads  # noqa: F401
+from test_determinism import assert_same_bits
 from test_errors import refused
 
 OPS = ()  # the CPU's

@@ -24,13 +24,6 @@ LARGE = (
 )
 
 
-@pytest.fixture
-def restore_threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def outputs(op, arguments):
     out = op(*arguments)
     return out if isinstance(out, tuple) else (out,)
