@@ -484,7 +484,7 @@ FUSED = (
     Fused("one_row", _conv["row"], "relu", "none"),
     Fused("images_avg", _conv["images35"], "sigmoid", "avg", (3, 2), (1, 2), (1, 1)),
     Fused("images_max", _conv["images35"], "gelu", "max", (3, 3), (2, 1), (1, 0), narrow=False),
-    Fused("images_relu_max", _conv["images35"], "relu", "max", (3, 3), (2, 1), (1, 0), narrow=False),
+    Fused("images_relu", _conv["images35"], "relu", "max", (3, 3), (2, 1), (1, 0), narrow=False),
     Fused("quads", _conv["vgg"], "relu", "max"),
     Fused("batch0", _conv["batch0"], "relu", "max"),
     Fused("single", _conv["single"], "gelu", "avg", (1, 1), (1, 1)),

@@ -18,7 +18,7 @@ from test_errors import refused
 
 OPS = ()  # the CPU's
 ops = torch.ops.cnnkern
-MANY = "images_avg", "images_relu_max", "images_none"  # images are lanes without being asked to
+MANY = "images_avg", "images_relu", "images_none"  # images are lanes without being asked to
 
 
 def gradient_call(case, algo="auto", dtype=torch.float32, format="contiguous"):
@@ -125,7 +125,7 @@ def test_an_image_alone_has_the_gradient_that_it_has_in_a_batch(case, cpu_isa):
         assert torch.equal(gradient(x[one], g[one])[1], whole[one])
 
 
-@pytest.mark.parametrize("case", named("images_relu_max", "relu_max_overlap"), ids=str)
+@pytest.mark.parametrize("case", named("images_relu", "relu_max_overlap"), ids=str)
 def test_offsets_out_of_range(case):
     for value in (255, 0):  # of no window; of this one, but in the padding
         call = gradient_call(case)
@@ -134,7 +134,7 @@ def test_offsets_out_of_range(case):
             ops.conv2d_act_pool2d_grad(*call)
 
 
-@pytest.mark.parametrize("name", ("images_avg", "images_relu_max", "tanh_avg", "relu_max_overlap"))
+@pytest.mark.parametrize("name", ("images_avg", "images_relu", "tanh_avg", "relu_max_overlap"))
 @pytest.mark.parametrize("argument", ("grad", "input", "weight", "output", "saved", "offsets"))
 def test_tensors_that_do_not_match(name, argument):
     op, (case,) = "conv2d_act_pool2d_grad", named(name)
