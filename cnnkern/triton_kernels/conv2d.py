@@ -22,6 +22,7 @@ from cnnkern.triton_kernels.launch import (
     is_depthwise,
     launch,
     needs_int64,
+    planes_are_rows,
     precision,
     vectors,
 )
@@ -74,19 +75,21 @@ def _gather(x, weight, bias, y, forward, stride, padding, dilation, groups, mode
     bundle = 1 if depthwise else max(1, min(groups, 16 // max(x_channels, y_channels)))
     # Divisions in the kernel hold for 16 * taps^2 < 2^32.
     flat = not depthwise and bundle == 1 and x_channels < 16 and taps[0] * taps[1] < 2**14
-    vec, major, w_major = 1, "any", "any"
+    vec, major, w_major, pointwise = 1, "any", "any", False
     if not flat and bundle == 1:
         one_to_one = taps[0] * taps[1] == max(*stride) == 1 and x.shape[2:] == y.shape[2:]
+        pointwise = one_to_one and not depthwise and planes_are_rows(x, y)
         widths = (x.size(1), y.size(1)) if depthwise else (x_channels, y_channels)
-        vec, major = vectors(x, y, *widths, one_to_one and not depthwise)
+        vec, major = vectors(x, y, *widths, pointwise)
         if depthwise and x_channels != y_channels:
             vec = 1
     x_sizes, y_sizes = x.shape[2:], y.shape[2:]
     x_strides, y_strides = list(x.stride()), list(y.stride())
     if major != "any":
         x_strides, y_strides = [s // vec for s in x_strides], [s // vec for s in y_strides]
-    if major == "pixels":
-        x_sizes = y_sizes = (1, x_sizes[0] * x_sizes[1] // vec)
+    if pointwise:
+        width = x_sizes[0] * x_sizes[1]
+        x_sizes = y_sizes = (1, width // vec if major == "pixels" else width)
     phase_pixels = y.size(0) * -(-y.size(2) // rows.stride) * -(-y.size(3) // cols.stride)
     flags = {
         "ACC": accumulator(x.dtype), "PAD": mode != "zeros", "ACT": act, "MAJOR": major, "VEC": vec,
@@ -119,7 +122,7 @@ def _gather(x, weight, bias, y, forward, stride, padding, dilation, groups, mode
             x_channels, y_channels = x_channels // vec, y_channels // vec
         flags |= {
             "PRECISION": ieee, "W_MAJOR": w_major, "FLAT": flat, "BUNDLED": bundle > 1,
-            "STEP": tile.step,
+            "POINTWISE": pointwise, "STEP": tile.step,
         }  # fmt: skip
     pixel_blocks = triton.cdiv(phase_pixels, tile.pixels)
     channel_blocks = triton.cdiv(channels, tile.channels)

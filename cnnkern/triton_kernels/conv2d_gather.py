@@ -9,7 +9,8 @@ ever scattered to, and no product is made with a zero of the stride. Nothing is 
 modes, strides, dilation, groups and both layouts are arithmetic on addresses.
 
 Channels come before pixels in a tile, so an unknown layout is read along the pixels, which suits
-NCHW; MAJOR tells the compiler where memory runs along the channels.
+NCHW; MAJOR tells the compiler where memory runs along the channels. A 1x1 kernel that meets each
+pixel once is a matrix product (POINTWISE): a plane is one row, and no step computes an address anew.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def conv2d_gather_kernel(
     bundle_size, pixel_blocks, channel_blocks,
     ACC: tl.constexpr, PRECISION: tl.constexpr, BIG: tl.constexpr, PAD: tl.constexpr,
     ACT: tl.constexpr, MAJOR: tl.constexpr, W_MAJOR: tl.constexpr, VEC: tl.constexpr,
-    FLAT: tl.constexpr, BUNDLED: tl.constexpr,
+    FLAT: tl.constexpr, BUNDLED: tl.constexpr, POINTWISE: tl.constexpr,
     CHANNELS: tl.constexpr, PIXELS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Compute one tile of y, [CHANNELS, PIXELS], for one phase and one bundle of groups.
@@ -135,12 +136,13 @@ def conv2d_gather_kernel(
     elif MAJOR == "pixels":
         x_n, x_c, x_w, y_n, y_c, y_w = x_n * VEC, x_c * VEC, 1, y_n * VEC, y_c * VEC, 1
         x_width, y_width = x_width * VEC, y_width * VEC
-        # One row, one tap: told as constants, these leave the alignment of the rest known.
-        x_h, y_h, move_h, move_w = 0, 0, 0, 0
     if W_MAJOR == "x":
         w_group, w_y, w_r, w_s, w_x = w_group * VEC, w_y * VEC, w_r * VEC, w_s * VEC, 1
     elif W_MAJOR == "y":
         w_group, w_x, w_r, w_s, w_y = w_group * VEC, w_x * VEC, w_r * VEC, w_s * VEC, 1
+    if POINTWISE:
+        # Told as constants, these leave the alignment of the rest known.
+        x_h, y_h, move_h, move_w, w_r, w_s = 0, 0, 0, 0, 0, 0
 
     first_r, count_h, top = phase_taps(
         phase_h.to(INDEX), pad_h, stride_h, dil_h, gcd_h, inverse_h, step_h, taps_h
@@ -150,13 +152,13 @@ def conv2d_gather_kernel(
     )
     height = (y_height - phase_h + stride_h - 1) // stride_h
     width = (y_width - phase_w + stride_w - 1) // stride_w
-    if MAJOR == "pixels":
+    if POINTWISE:
         height, width = 1, y_width
     m = pixel_block.to(INDEX) * PIXELS + tl.arange(0, PIXELS)
     image, row, col = m // (height * width), m // width % height, m % width
     in_m = m < tl.cast(batch, INDEX) * height * width
     h0, w0 = row, col
-    if MAJOR != "pixels":
+    if not POINTWISE:
         h0, w0 = row * walk_h + top, col * walk_w + left
 
     y_local = channel_block * CHANNELS + tl.arange(0, CHANNELS)
@@ -230,7 +232,7 @@ def conv2d_gather_kernel(
         acc = acc.to(y_ptr.dtype.element_ty).to(ACC)
     acc = activate(acc, ACT)
     offset = image.to(INDEX) * y_n + col.to(INDEX) * y_w
-    if MAJOR != "pixels":
+    if not POINTWISE:
         row, col = row * stride_h + phase_h, col * stride_w + phase_w
         offset = image.to(INDEX) * y_n + row.to(INDEX) * y_h + col.to(INDEX) * y_w
     tl.store(

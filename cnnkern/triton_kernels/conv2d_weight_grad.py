@@ -30,6 +30,7 @@ from cnnkern.triton_kernels.launch import (
     jit,
     launch,
     needs_int64,
+    planes_are_rows,
     precision,
     vectors,
 )
@@ -54,7 +55,7 @@ def conv2d_weight_grad_kernel(
     pad_h, pad_w, dil_h, dil_w, walk_h, walk_w, bundle_size, steps, channel_blocks, column_blocks,
     ACC: tl.constexpr, PRECISION: tl.constexpr, BIG: tl.constexpr, PAD: tl.constexpr,
     MAJOR: tl.constexpr, VEC: tl.constexpr, FLAT: tl.constexpr, BUNDLED: tl.constexpr,
-    CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
+    POINTWISE: tl.constexpr, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Compute one tile of one slice of the weight's gradient, [CHANNELS, COLUMNS].
 
@@ -76,7 +77,6 @@ def conv2d_weight_grad_kernel(
     elif MAJOR == "pixels":
         g_n, g_c, g_w, x_n, x_c, x_w = g_n * VEC, g_c * VEC, 1, x_n * VEC, x_c * VEC, 1
         g_width, x_width = g_width * VEC, x_width * VEC
-        g_h = 0
 
     k_limit, c_limit = g_channels, x_channels
     if BUNDLED:
@@ -102,13 +102,13 @@ def conv2d_weight_grad_kernel(
     for step in range(steps):
         m = (split.to(INDEX) * steps + step) * STEP + tl.arange(0, STEP)
         in_m = m < tl.cast(batch, INDEX) * g_height * g_width
-        if MAJOR == "pixels":  # by plain divisions, which leave the alignment known
+        if POINTWISE:  # by plain divisions, which leave the alignment known
             image, col = m // g_width, m % g_width
             row = col * 0
         else:
             image, row, col = unravel_pixel(m, g_height, g_width, area_magic, width_magic, BIG)
-        if MAJOR == "pixels":
-            inside, x_pixel = in_m, image.to(INDEX) * x_n + col
+        if POINTWISE:
+            inside, x_pixel = in_m, image.to(INDEX) * x_n + col.to(INDEX) * x_w
         elif FLAT:
             h = (row * walk_h)[None, :] + move_h[:, None]
             w = (col * walk_w)[None, :] + move_w[:, None]
@@ -240,10 +240,11 @@ def conv2d_weight_grad(
     g, x, k = grad, input, K // groups
     bundle = max(1, min(groups, 16 // max(C, k)))
     flat = bundle == 1 and C < 16
-    vec, major = 1, "any"
+    vec, major, pointwise = 1, "any", False
     if not flat and bundle == 1:
         one_to_one = R * S == max(*stride) == 1 and g.shape[2:] == x.shape[2:] and not any(padding)
-        vec, major = vectors(g, x, k, C, one_to_one)
+        pointwise = one_to_one and planes_are_rows(g, x)
+        vec, major = vectors(g, x, k, C, pointwise)
     columns, pixels = C * R * S if flat else bundle * C, size[0] * size[2] * size[3]
     tile = choose(
         "conv2d_weight_grad",
@@ -265,8 +266,9 @@ def conv2d_weight_grad(
         g_strides, x_strides = [s // vec for s in g_strides], [s // vec for s in x_strides]
     if major == "channels":
         k, C = k // vec, C // vec
-    elif major == "pixels":
-        g_sizes = x_sizes = (1, g_sizes[0] * g_sizes[1] // vec)
+    if pointwise:
+        width = g_sizes[0] * g_sizes[1]
+        g_sizes = x_sizes = (1, width // vec if major == "pixels" else width)
     launch(
         conv2d_weight_grad_kernel, programs * slices, y,
         g, x, part, size[0], *g_sizes, magic(g_sizes[0] * g_sizes[1]), magic(g_sizes[1]),
@@ -275,7 +277,7 @@ def conv2d_weight_grad(
         channel_blocks, column_blocks,
         ACC=accumulator(g.dtype), PRECISION=ieee, BIG=_big(g, x, y, padding),
         PAD=padding_mode != "zeros", MAJOR=major, VEC=vec, FLAT=flat, BUNDLED=bundle > 1,
-        CHANNELS=tile.channels, COLUMNS=tile.pixels, STEP=tile.step,
+        POINTWISE=pointwise, CHANNELS=tile.channels, COLUMNS=tile.pixels, STEP=tile.step,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     _sum_slices(part, y, slices)

@@ -134,11 +134,16 @@ def needs_int64(*tensors: Tensor) -> bool:
     return any(t.numel() and max(span(t), t.numel()) >= 2**31 - 2**24 for t in tensors)
 
 
-def vectors(x: Tensor, y: Tensor, x_channels: int, y_channels: int, pixelwise: bool):
+def planes_are_rows(*tensors: Tensor) -> bool:
+    """Tell whether each row of a plane follows the one before, so that a plane is one long row."""
+    return all(t.stride(2) == t.size(3) * t.stride(3) for t in tensors)
+
+
+def vectors(x: Tensor, y: Tensor, x_channels: int, y_channels: int, pointwise: bool):
     """Find along what the memory of both tensors runs, and in aligned groups of how many elements.
 
     Returns (VEC, MAJOR): "channels" with 16 bytes or 1 element; "pixels" with 16 bytes, for
-    operations that take the planes of both as vectors; or "any", 1.
+    operations that take the planes of both as rows; or "any", 1.
     """
     vec = 16 // max(x.element_size(), y.element_size())
     x_n, x_c, x_h, x_w = x.stride()
@@ -146,8 +151,7 @@ def vectors(x: Tensor, y: Tensor, x_channels: int, y_channels: int, pixelwise: b
     if x_c == y_c == 1:
         aligned = (x_n, x_h, x_w, y_n, y_h, y_w, x_channels, y_channels)
         return vec if all(n % vec == 0 for n in aligned) else 1, "channels"
-    dense = x_w == y_w == 1 and x_h == x.size(3) and y_h == y.size(3)
-    if pixelwise and dense:
+    if pointwise and x_w == y_w == 1:
         aligned = (x.size(2) * x.size(3), x_n, x_c, y_n, y_c)
         if all(n % vec == 0 for n in aligned):
             return vec, "pixels"
