@@ -10,7 +10,7 @@ modes, strides, dilation, groups and both layouts are arithmetic on addresses.
 
 Channels come before pixels in a tile, so an unknown layout is read along the pixels, which suits
 NCHW; MAJOR tells the compiler where memory runs along the channels. A 1x1 kernel that meets each
-pixel once is a matrix product (POINTWISE): a plane is one row, and no step computes an address anew.
+pixel once is a matrix product (POINTWISE): a plane is one row, and steps differ by channels alone.
 """
 
 from __future__ import annotations
