@@ -271,6 +271,8 @@ CONVS = (
     Conv("depthwise_multiplier", (2, 5, 8, 11), (15, 1, 3, 3), padding=(1, 1, 1, 1), groups=5),
     Conv("depthwise_dilation", (1, 8, 13, 17), (8, 1, 3, 3), dilation=(2, 3), groups=8, bias=False),
     # Planes that share 16 bytes, of more than a tile's channels; cut into rows; into columns.
+    Conv("depthwise_tall", (1, 33, 37, 70), (33, 1, 4, 3), padding=(1, 2, 1, 1), groups=33),
+    Conv("groups2_dilation", (1, 18, 11, 9), (18, 2, 3, 2), (1, 2), (2, 2, 0, 1), (2, 3), groups=9),
     Conv("depthwise_planes", (2, 20, 7, 7), (20, 1, 3, 3), padding=(1, 1, 1, 1), groups=20),
     Conv("depthwise_rows", (1, 2, 67, 101), (2, 1, 3, 3), padding=(1, 1, 1, 1), groups=2),
     Conv("depthwise_columns", (1, 1, 3, 1300), (1, 1, 3, 3), padding=(1, 1, 1, 1), bias=False),

@@ -401,6 +401,31 @@ def test_nan_and_infinity_reach_only_their_windows_by_dots(format):
     assert grad.isnan().equal(nan) and grad.isinf().equal(inf)
 
 
+@pytest.mark.skipif("avx512_bf16" not in _C.cpu_isas(), reason="this CPU has no AVX512-BF16")
+@pytest.mark.parametrize("stride", (1, 2))
+@pytest.mark.parametrize("width", (1, 2, 4, 8))
+def test_nan_and_infinity_reach_only_their_windows_by_pairs_of_rows(width, stride):
+    """An output reads one row of some pairs, and another of the same vector has other channels."""
+    x, w = torch.zeros(1, 24, 9, 21), torch.ones(24, width, 3, 3)
+    x[0, 8, 4, 20], x[0, 16, 5, 1] = float("nan"), float("inf")
+    want = torch.zeros(2, 24, 9, 21, dtype=torch.bool)
+    want[0, 8 : 8 + width, 3:6, 19:], want[1, 16 : 16 + width, 4:7, :3] = True, True
+    want = want[:, :, ::stride, ::stride]
+    x = layout(x.bfloat16(), "channels_last")
+    groups = 24 // width
+    y = functional.conv2d(x, w.bfloat16(), stride=stride, padding=1, groups=groups, algo="dots")
+    assert y[0].isnan().equal(want[0]) and y[0].isinf().equal(want[1])
+    grad = torch.zeros(1, 24, 9, 21)
+    grad[0, 8, 4, 20], grad[0, 16, 5, 1] = float("nan"), float("inf")
+    dx = torch.ops.cnnkern.conv2d_input_grad(
+        layout(grad.bfloat16(), "channels_last"), w.bfloat16(), x.shape,
+        [1, 1], [1] * 4, [1, 1], groups, "zeros", "dots",
+    )  # fmt: skip
+    full = torch.zeros(2, 24, 9, 21, dtype=torch.bool)
+    full[0, 8 : 8 + width, 3:6, 19:], full[1, 16 : 16 + width, 4:7, :3] = True, True
+    assert dx[0].isnan().equal(full[0]) and dx[0].isinf().equal(full[1])
+
+
 @needs_cuda_library
 @pytest.mark.gpu
 @pytest.mark.parametrize("format", FORMATS)

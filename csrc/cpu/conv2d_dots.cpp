@@ -13,6 +13,7 @@
 #include "conv2d_chwn.h"
 #include "conv2d_depthwise.h"
 #include "conv2d_dots.h"
+#include "conv2d_dots_rows.h"
 #include "conv2d_igemm.h"
 #include "conv2d_winograd.h"
 #include "parallel.h"
@@ -30,6 +31,8 @@ namespace cnnkern::avx512_bf16 {
 #include "conv2d.inc"
 
 #include "pairs.inc"
+
+#include "conv2d_dots_rows.inc"
 
 #include "conv2d_dots.inc"
 #include "conv2d_dots_weight_grad.inc"

@@ -12,11 +12,17 @@ enum class ConvAlgo { kDirect, kChwn, kIgemm, kDepthwise, kWinograd, kDots };
 constexpr const char* kConvAlgoNames[] = {"direct",    "chwn",     "igemm",
                                           "depthwise", "winograd", "dots"};
 
+// 1, 2, 4 or 8 channels a group, as many in as out: lanes are channels of all groups.
+inline bool has_narrow_groups(const ConvParams& p) {
+  const int64_t in = p.C / p.groups, out = p.K / p.groups;
+  return in == out && (in == 1 || in == 2 || in == 4 || in == 8);
+}
+
 // Empty if the algorithm applies, else the reason why it does not.
 inline std::string supports_conv2d_depthwise(const ConvParams& p, DType dtype) {
   const int64_t in = p.C / p.groups, out = p.K / p.groups;
   if (in == 1 && out == 1) return "";
-  if (in == out && (in == 2 || in == 4 || in == 8))
+  if (has_narrow_groups(p))
     return dtype == DType::kFloat32 ? ""
                                     : "needs float32 tensors for more than one channel a group";
   return "needs 1, 2, 4 or 8 channels a group, as many in as out, got " + std::to_string(in) +
@@ -77,8 +83,12 @@ inline bool prefers_conv2d_chwn(const ConvParams& p, bool nhwc, ConvPass pass) {
 // Of bfloat16, where its pairs are multiplied at twice the rate of float32. Lanes are the channels
 // that the pass computes, so a few of them leave most lanes idle; Winograd in float32 arithmetic is
 // ahead by less than with other types, and only where its tiles are many.
-inline bool prefers_conv2d_dots(const ConvParams& p, ConvPass pass) {
+inline bool prefers_conv2d_dots(const ConvParams& p, bool nhwc, ConvPass pass) {
   const int64_t C = p.C / p.groups, K = p.K / p.groups;
+  // Phases of a depthwise gradient have too few taps to pay for a copy each.
+  if (nhwc && has_narrow_groups(p) && p.C >= 16)
+    return C > 1 || pass == ConvPass::kFprop ||
+           (pass == ConvPass::kDgrad && p.stride_h == 1 && p.stride_w == 1);
   const int64_t lanes = pass == ConvPass::kDgrad ? C : K;
   const int64_t reduced = pass == ConvPass::kFprop ? C : pass == ConvPass::kDgrad ? K : p.P * p.Q;
   if (lanes < 12 && (lanes < 6 || reduced < 6)) return false;
@@ -92,8 +102,8 @@ inline ConvAlgo select_conv2d(const char* op, const ConvParams& p, DType dtype, 
   const std::string winograd = supports_conv2d_winograd(p), dots = supports_conv2d_dots(dtype);
   const std::string chwn = supports_conv2d_chwn(p);
   if (algo == "auto") {
+    if (dots.empty() && prefers_conv2d_dots(p, nhwc, pass)) return ConvAlgo::kDots;
     if (prefers_conv2d_depthwise(p, dtype, nhwc)) return ConvAlgo::kDepthwise;
-    if (dots.empty() && prefers_conv2d_dots(p, pass)) return ConvAlgo::kDots;
     if (prefers_conv2d_winograd(p, dtype)) return ConvAlgo::kWinograd;
     if (prefers_conv2d_chwn(p, nhwc, pass)) return ConvAlgo::kChwn;
     return prefers_conv2d_igemm(p, nhwc, pass) ? ConvAlgo::kIgemm : ConvAlgo::kDirect;
