@@ -268,6 +268,9 @@ CONVS = (
     Conv("groups8", (1, 24, 9, 19), (24, 8, 4, 3), padding=(1, 2, 1, 1), groups=3),
     Conv("depthwise", (2, 19, 9, 21), (19, 1, 3, 3), padding=(1, 1, 1, 1), groups=19),
     Conv("depthwise_stride", (1, 16, 12, 34), (16, 1, 5, 5), (2, 2), (2, 2, 2, 2), groups=16),
+    Conv("depthwise_stride_odd", (2, 18, 15, 71), (18, 1, 3, 3), (2, 2), (1, 1, 1, 1), groups=18),
+    Conv("depthwise_stride3", (2, 17, 14, 52), (17, 1, 5, 3), (3, 1), (2, 1, 0, 1), groups=17),
+    Conv("depthwise_stride5", (1, 3, 13, 47), (3, 1, 3, 3), (5, 5), (1, 1, 1, 1), groups=3),
     Conv("depthwise_multiplier", (2, 5, 8, 11), (15, 1, 3, 3), padding=(1, 1, 1, 1), groups=5),
     Conv("depthwise_dilation", (1, 8, 13, 17), (8, 1, 3, 3), dilation=(2, 3), groups=8, bias=False),
     # Planes that share 16 bytes, of more than a tile's channels; cut into rows; into columns.

@@ -140,18 +140,37 @@ inline PlanePlan plan_runs(const TapConv& tc) {
   return plan;
 }
 
+// The phases of a gradient step by 1 and read one copy of its planes, of all that any tap reads.
+inline void share_copy(TapConv* tc, size_t count) {
+  int64_t min_h = INT64_MAX, min_w = INT64_MAX, rows = 0, columns = 0;
+  auto for_taps = [&](auto&& body) {
+    for (size_t i = 0; i < count; ++i)
+      for (Tap& tap : tc[i].taps) body(tap);
+  };
+  for_taps([&](Tap& tap) { min_h = std::min(min_h, tap.h), min_w = std::min(min_w, tap.w); });
+  if (min_h == INT64_MAX) min_h = min_w = 0;  // no taps: zeros
+  for_taps([&](Tap& tap) {
+    tap.row = tap.h - min_h, tap.col = tap.w - min_w;
+    rows = std::max(rows, tap.row), columns = std::max(columns, tap.col);
+  });
+  for (size_t i = 0; i < count; ++i) {
+    tc[i].slots = {{min_h, min_w}};
+    tc[i].halo_rows = rows, tc[i].halo_cols = columns;
+  }
+}
+
 // One TapConv, or the phases of one gradient, cut alike.
 inline std::vector<PlanePlan> plan_planes(TapConv* tc, size_t count) {
   // Floats, for L1; several planes are whole if they can, as what follows then lies in one piece.
-  const int64_t kCopy = tc[0].C == 1 ? 6 << 10 : 16 << 10;
-  int64_t P = 0;
-  for (size_t i = 0; i < count; ++i) P = std::max(P, tc[i].P);
-  int64_t rows = P;
-  for (size_t i = 0; i < count; ++i)
-    rows = std::min(rows, plane_block_rows(tc[i], tc[i].Q, kCopy / (tc[i].C * int64_t(count)), P));
+  const int64_t kCopy = tc[0].C == 1 ? 6 << 10 : 16 << 10, kPhases = 10 << 10;
+  int64_t P = 0, Q = 0;
+  for (size_t i = 0; i < count; ++i) P = std::max(P, tc[i].P), Q = std::max(Q, tc[i].Q);
+  if (count > 1) share_copy(tc, count);
+  const int64_t floats = count > 1 ? kPhases / (tc[0].C + 2 * int64_t(count)) : kCopy / tc[0].C;
+  const int64_t rows = plane_block_rows(tc[0], Q, floats, P);
   std::vector<PlanePlan> plans;
   for (size_t i = 0; i < count; ++i) {
-    plan_plane_copy(tc[i], tc[i].Q, rows);
+    plan_plane_copy(tc[i], Q, rows);
     plans.push_back(plan_runs(tc[i]));
   }
   return plans;
