@@ -6,6 +6,7 @@ differentiable, so double backward is composition.
 
 Each op has two overloads with one schema, one fake and one autograd: the plain one runs C++ on CPU
 and CUDA tensors, ``.triton`` runs `cnnkern.triton_kernels`. Gradients stay within the overload.
+One op more, the fused block's whole gradient, is the CPU's alone.
 
 It is long because it is the whole contract.
 """

@@ -268,14 +268,16 @@ CONVS = (
     Conv("groups8", (1, 24, 9, 19), (24, 8, 4, 3), padding=(1, 2, 1, 1), groups=3),
     Conv("depthwise", (2, 19, 9, 21), (19, 1, 3, 3), padding=(1, 1, 1, 1), groups=19),
     Conv("depthwise_stride", (1, 16, 12, 34), (16, 1, 5, 5), (2, 2), (2, 2, 2, 2), groups=16),
+    # A gradient whose phases differ in size; of 3 x 1; with phases that no tap meets.
     Conv("depthwise_stride_odd", (2, 18, 15, 71), (18, 1, 3, 3), (2, 2), (1, 1, 1, 1), groups=18),
     Conv("depthwise_stride3", (2, 17, 14, 52), (17, 1, 5, 3), (3, 1), (2, 1, 0, 1), groups=17),
     Conv("depthwise_stride5", (1, 3, 13, 47), (3, 1, 3, 3), (5, 5), (1, 1, 1, 1), groups=3),
     Conv("depthwise_multiplier", (2, 5, 8, 11), (15, 1, 3, 3), padding=(1, 1, 1, 1), groups=5),
     Conv("depthwise_dilation", (1, 8, 13, 17), (8, 1, 3, 3), dilation=(2, 3), groups=8, bias=False),
-    # Planes that share 16 bytes, of more than a tile's channels; cut into rows; into columns.
+    # Vectors of channels that end inside: rows and columns in blocks; pairs of rows with gaps.
     Conv("depthwise_tall", (1, 33, 37, 70), (33, 1, 4, 3), padding=(1, 2, 1, 1), groups=33),
     Conv("groups2_dilation", (1, 18, 11, 9), (18, 2, 3, 2), (1, 2), (2, 2, 0, 1), (2, 3), groups=9),
+    # Planes that share 16 bytes, of more than a tile's channels; cut into rows; into columns.
     Conv("depthwise_planes", (2, 20, 7, 7), (20, 1, 3, 3), padding=(1, 1, 1, 1), groups=20),
     Conv("depthwise_rows", (1, 2, 67, 101), (2, 1, 3, 3), padding=(1, 1, 1, 1), groups=2),
     Conv("depthwise_columns", (1, 1, 3, 1300), (1, 1, 3, 3), padding=(1, 1, 1, 1), bias=False),

@@ -408,9 +408,9 @@ def test_nan_and_infinity_reach_only_their_windows_by_pairs_of_rows(width, strid
     """An output reads one row of some pairs, and another of the same vector has other channels."""
     x, w = torch.zeros(1, 24, 9, 21), torch.ones(24, width, 3, 3)
     x[0, 8, 4, 20], x[0, 16, 5, 1] = float("nan"), float("inf")
-    want = torch.zeros(2, 24, 9, 21, dtype=torch.bool)
-    want[0, 8 : 8 + width, 3:6, 19:], want[1, 16 : 16 + width, 4:7, :3] = True, True
-    want = want[:, :, ::stride, ::stride]
+    full = torch.zeros(2, 24, 9, 21, dtype=torch.bool)
+    full[0, 8 : 8 + width, 3:6, 19:], full[1, 16 : 16 + width, 4:7, :3] = True, True
+    want = full[:, :, ::stride, ::stride]
     x = layout(x.bfloat16(), "channels_last")
     groups = 24 // width
     y = functional.conv2d(x, w.bfloat16(), stride=stride, padding=1, groups=groups, algo="dots")
@@ -421,8 +421,6 @@ def test_nan_and_infinity_reach_only_their_windows_by_pairs_of_rows(width, strid
         layout(grad.bfloat16(), "channels_last"), w.bfloat16(), x.shape,
         [1, 1], [1] * 4, [1, 1], groups, "zeros", "dots",
     )  # fmt: skip
-    full = torch.zeros(2, 24, 9, 21, dtype=torch.bool)
-    full[0, 8 : 8 + width, 3:6, 19:], full[1, 16 : 16 + width, 4:7, :3] = True, True
     assert dx[0].isnan().equal(full[0]) and dx[0].isinf().equal(full[1])
 
 
