@@ -7,8 +7,6 @@ activations, so most gradients are pairs of transposed ops and can be differenti
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
 from cnnkern.checks import act_pool2d_saves, conv2d_output_size, max_pool2d_save
@@ -19,10 +17,41 @@ _CONV_ARGS = 6  # stride, padding, dilation, groups, padding_mode, algo
 
 def _register(name: str, setup, backward) -> None:
     for ops in (DEFAULT, TRITON):
-        op = getattr(ops, name)
-        torch.library.register_autograd(
-            op, functools.partial(backward, ops), setup_context=setup, lib=_library
-        )
+        _register_overload(ops, getattr(ops, name), setup, backward)
+
+
+def _register_overload(ops, op, setup, backward) -> None:
+    """Do what torch.library.register_autograd does, with the schema read here and not in each call.
+
+    That costs a call of ten or twenty arguments more than a small convolution.
+    """
+    # The dispatcher drops trailing arguments that have their default.
+    defaults = [a.default_value if a.has_default_value() else None for a in op._schema.arguments]
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *args):
+            *args, keyset = args
+            with torch._C._AutoDispatchBelowAutograd():
+                output = op.redispatch(keyset, *args)
+            setup(ctx, args, output)
+            return output
+
+        @staticmethod
+        def backward(ctx, *grads):
+            grads = backward(ops, ctx, *grads)
+            return (*grads, None) if isinstance(grads, tuple) else (grads, None)
+
+    Function.__name__ = Function.__qualname__ = op.name()
+
+    def kernel(keyset, *args):
+        keyset = keyset & torch._C._after_autograd_keyset
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            return Function.apply(*args, *defaults[len(args) :], keyset)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset, *args)
+
+    _library.impl(op, kernel, "Autograd", with_keyset=True)
 
 
 # ---- convolution -------------------------------------------------------------------------------
@@ -38,8 +67,7 @@ def _conv2d_setup(ctx, inputs, output):
 
 def _conv2d_backward(ops, ctx, grad):
     input, weight = ctx.saved_tensors
-    # The dispatcher drops trailing arguments that have their default: there may be no bias here.
-    need_input, need_weight, need_bias = (*ctx.needs_input_grad, False)[:3]
+    need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
     return (
         ops.conv2d_input_grad(grad, weight, ctx.input_size, *ctx.conv) if need_input else None,
         ops.conv2d_weight_grad(grad, input, ctx.weight_size, *ctx.conv) if need_weight else None,
