@@ -383,6 +383,23 @@ def test_nan_and_infinity_reach_only_their_windows(dtype, target):
     assert (y[~(nan | inf).expand(1, 9, 9, 40)] == 0).all()
 
 
+@pytest.mark.sanitize
+@pytest.mark.skipif("avx512_bf16" not in _C.cpu_isas(), reason="this CPU has no AVX512-BF16")
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    ("input", "weight"), (((3, 130, 15, 31), (258, 130, 1, 1)), ((1, 18, 37, 41), (34, 18, 3, 3)))
+)
+def test_dots_weight_grad_in_chunks(input, weight, format):
+    """Items of some channels each, and shares of several chunks: of a row each, of several rows."""
+    x = layout(values(input, 0).bfloat16(), format)
+    pad = [weight[2] // 2] * 4
+    g = layout(values((input[0], weight[0], *input[2:]), 1).bfloat16(), format)
+    tail = (list(weight), [1, 1], pad, [1, 1], 1, "zeros")
+    ours = torch.ops.cnnkern.conv2d_weight_grad(g, x, *tail, "dots")
+    want = torch.ops.cnnkern.conv2d_weight_grad(g.double(), x.double(), *tail, "direct")
+    assert_close(ours, want, torch.bfloat16, g[:, 0].numel())
+
+
 @pytest.mark.skipif("avx512_bf16" not in _C.cpu_isas(), reason="this CPU has no AVX512-BF16")
 @pytest.mark.parametrize("format", FORMATS)
 def test_nan_and_infinity_reach_only_their_windows_by_dots(format):
