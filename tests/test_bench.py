@@ -69,6 +69,16 @@ def test_conv2d_rows_say_how_they_were_measured(tmp_path, dtype):
         assert row["isa"] == (isa if dtype == "bfloat16" else isa.removesuffix("_bf16"))
 
 
+@pytest.mark.parametrize("what", ("threads", "batch"))
+def test_scaling(tmp_path, what):
+    path = tmp_path / "scaling.csv"
+    options = ("--only=lenet conv1", "--layout=nchw", "--pass=fwd", "--threads=2")
+    done = run("bench.scaling", what, *options, "--quick", "--busy", "--csv", path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (row,) = csv.DictReader(path.open())
+    assert row["subject"] == f"scaling-{what}" and row["threads"] == "2" and float(row["ratio"]) > 0
+
+
 @pytest.mark.skipif("avx2" not in _C.cpu_isas(), reason="this CPU has no AVX2")
 def test_pool2d_in_avx2(tmp_path):
     path = tmp_path / "pool2d.csv"
