@@ -34,27 +34,41 @@ def load() -> Rows:
     return [row for row in rows if row.get("subject") in SUBJECTS and row.get("ratio_best")]
 
 
-def machines(rows: Rows) -> dict[tuple[str, ...], Rows]:
-    """Group rows by what they were measured on."""
+def setting(row: dict[str, str]) -> tuple[str, ...]:
+    """Give what a row was measured with."""
+    return row["device"], row["isa"], row["threads"], row["torch"], row["dtype"]
+
+
+def settings(rows: Rows) -> list[Rows]:
+    """Group rows by what they were measured with; first what has the table of LeNet, its peers."""
     groups: dict[tuple[str, ...], Rows] = defaultdict(list)
     for row in rows:
-        groups[row["device"], row["isa"], row["threads"], row["torch"]].append(row)
-    return groups
+        groups[setting(row)].append(row)
+    return sorted(groups.values(), key=lambda group: group[0]["subject"] != "lenet")
 
 
 def tables(rows: Rows) -> str:
     """Give the Markdown between the README's markers."""
-    parts = []
-    for (device, isa, threads, torch), group in machines(rows).items():
-        peak = max(float(r["peak_gflops"]) for r in group)
-        copies = max(float(r["peak_gbs"]) for r in group)
-        parts.append(
-            f"{device}, {threads} threads, {isa}, torch {torch}: {peak:.0f} GFLOP/s of fused "
-            f"multiply-adds, copies at {copies:.1f} GB/s, both measured."
-        )
-        parts.append(_lenet_table([r for r in group if r["subject"] == "lenet"]))
-        parts.append(_summary_table([r for r in group if r["subject"] != "lenet"]))
-    return "\n\n".join(filter(None, [*parts, _memory_table()]))
+    groups = settings(sorted(rows, key=lambda r: r["subject"] != "lenet"))
+    lenet = [r for r in groups[0] if r["subject"] == "lenet"]
+    groups[0] = [r for r in groups[0] if r["subject"] != "lenet"]
+    parts = [
+        _peaks(groups[0] or lenet),
+        _lenet_table(lenet),
+        _summary_table(groups[0]),
+        _settings_table(groups),
+        _memory_table(),
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def _peaks(rows: Rows) -> str:
+    row = rows[0]
+    flops, bandwidth = (max(float(r[peak]) for r in rows) for peak in ("peak_gflops", "peak_gbs"))
+    return (
+        f"{row['device']}, {row['threads']} threads, {row['isa']}, torch {row['torch']}: "
+        f"{flops:.0f} GFLOP/s of fused multiply-adds, copies at {bandwidth:.1f} GB/s, measured."
+    )
 
 
 def _memory_table() -> str:
@@ -97,23 +111,54 @@ def _lenet_title(row: dict[str, str]) -> str:
     return f"{work}, batch {batch}, {row['activation']}, {row['pool']} pool"
 
 
-def _summary_table(rows: Rows) -> str:
+def _ratios(rows: Rows, ratio: str = "ratio_best") -> dict[tuple[str, ...], list[float]]:
+    """Collect the ratios of each op, pass and layout."""
     groups: dict[tuple[str, ...], list[float]] = defaultdict(list)
     for r in rows:
-        groups[r["subject"], r["pass"], r["layout"], r["dtype"]].append(float(r["ratio_best"]))
-    header = ["", "layout", "dtype", "geometric mean", "range", "faster in"]
+        groups[r["subject"], r["pass"], r["layout"]].append(float(r[ratio]))
+    return groups
+
+
+def _pass_title(key: tuple[str, ...]) -> list[str]:
+    subject, which, layout = key
+    return [f"{SUBJECTS[subject]}, {PASSES[which]}", layout.upper()]
+
+
+def _summary_table(rows: Rows) -> str:
+    if not rows:
+        return ""
+    same = _ratios(rows, "ratio_same")
+    header = [rows[0]["dtype"], "layout", "same layout", "best layout", "range", "faster in"]
     body = [
         [
-            f"{SUBJECTS[subject]}, {PASSES[which]}",
-            layout.upper(),
-            dtype,
+            *_pass_title(key),
+            f"{geometric_mean(same[key]):.2f}x",
             f"{geometric_mean(ratios):.2f}x",
             f"{min(ratios):.2f}-{max(ratios):.2f}x",
             f"{sum(r >= 1 for r in ratios)} of {len(ratios)}",
         ]
-        for (subject, which, layout, dtype), ratios in groups.items()
+        for key, ratios in _ratios(rows).items()
     ]
-    return _markdown(header, body) if body else ""
+    return _markdown(header, body)
+
+
+def _settings_table(groups: list[Rows]) -> str:
+    """Give the geometric means of the same problems by type, instruction set and threads."""
+    if len(groups) < 2:
+        return ""
+    columns = {}
+    for rows in groups[1:]:
+        threads = f"{rows[0]['threads']} thread{'s' * (rows[0]['threads'] != '1')}"
+        columns[f"{rows[0]['dtype']}, {rows[0]['isa']}, {threads}"] = _ratios(rows)
+    keys = list(dict.fromkeys(key for ratios in columns.values() for key in ratios))
+    body = [
+        [
+            *_pass_title(key),
+            *(f"{geometric_mean(r[key]):.2f}x" if key in r else "" for r in columns.values()),
+        ]
+        for key in keys
+    ]
+    return _markdown(["geometric mean", "layout", *columns], body)
 
 
 def _time(microseconds: str | None) -> str:
@@ -130,10 +175,10 @@ def _markdown(header: list[str], body: list[list[str]]) -> str:
 
 
 def torch_panels(rows: Rows) -> dict[str, Rows]:
-    """Group what is drawn against torch on a CPU: a panel a pass."""
+    """Group what is drawn against torch on a CPU: a panel a pass, in one setting."""
     panels: dict[str, Rows] = defaultdict(list)
-    for row in rows:
-        if row["subject"] != "lenet" and row["dtype"] == "float32":
+    for row in settings(rows)[0]:
+        if row["subject"] != "lenet":
             panels[f"{SUBJECTS[row['subject']]}, {PASSES[row['pass']]}"].append(row)
     return panels
 

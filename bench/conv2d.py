@@ -1,7 +1,9 @@
 """Time the convolution and its two gradients against torch's: ``python -m bench.conv2d``.
 
 Each problem runs in NCHW and in channels_last, ours and torch's in turn. The gradients are the raw
-ops, torch's `convolution_backward` asked for that one gradient.
+ops, torch's `convolution_backward` asked for that one gradient. The roofline is the time that the
+direct method's operations take at the measured peak, or that its operands take at the bandwidth of
+a copy, whichever is longer. Errors are those of the result as a vector, against float64.
 """
 
 from __future__ import annotations
@@ -29,8 +31,11 @@ COLUMNS = {
     "torch_nhwc_us": "torch nhwc",
     "gflops": "GFLOP/s",
     "percent": "% of peak",
+    "roofline": "% of roofline",
     "ratio_same": "same layout",
     "ratio_best": "best torch",
+    "error": "error",
+    "torch_error": "torch's",
 }
 
 
@@ -80,6 +85,11 @@ def calls(
     )
 
 
+def l2_error(got: Tensor, exact: Tensor) -> float:
+    """Tell how long the error is, as a part of the result's length."""
+    return (torch.linalg.vector_norm(got - exact) / torch.linalg.vector_norm(exact)).item()
+
+
 def measure(report: Report, conv: Conv, which: str) -> None:
     """Time one pass of one problem in the layouts asked for, and add their rows."""
     options = report.options
@@ -90,10 +100,14 @@ def measure(report: Report, conv: Conv, which: str) -> None:
     baselines = {f"torch_{layout}": call for layout, (_, call) in pairs.items()}
     # Sums of weight gradients run over every pixel of the batch: their own scale is the yardstick.
     want = baselines["torch_nchw"]()
+    exact = calls(conv, which, [t.double() for t in operands], "nchw", options.algo)[1]()
+    errors = {}
     for layout in list(mine):
         title = f"{conv.name} {which} {layout}"
         try:
-            check_same(title, mine[layout](), want)
+            got = mine[layout]()
+            check_same(title, got, want)
+            errors[layout] = l2_error(got, exact)
         except (RuntimeError, WrongOutputError) as error:
             report.fail(title, error)
             del mine[layout]
@@ -104,6 +118,7 @@ def measure(report: Report, conv: Conv, which: str) -> None:
     for layout in mine:
         sample = samples[layout]
         rate = conv.flops / sample.median
+        traffic = conv.elements * dtype.itemsize / report.machine.bandwidth
         report.add(
             conv.name,
             {"ours": sample} | {name: samples[name] for name in baselines},
@@ -113,8 +128,11 @@ def measure(report: Report, conv: Conv, which: str) -> None:
             algo=options.algo,
             gflops=rate / 1e9,
             percent=100 * rate / report.machine.flops,
+            roofline=100 * max(conv.flops / report.machine.flops, traffic) / sample.median,
             ratio_same=samples[f"torch_{layout}"].median / sample.median,
             ratio_best=best / sample.median,
+            error=errors[layout],
+            torch_error=l2_error(want, exact),
         )
 
 

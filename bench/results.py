@@ -238,6 +238,8 @@ def _us(seconds: float) -> float:
 
 
 def _show(value: object) -> str:
+    if isinstance(value, float) and 0 < abs(value) < 5e-3:
+        return f"{value:.1e}"
     if isinstance(value, float):
         return f"{value:.2f}" if value < 100 else f"{value:.0f}"
     return str(value)

@@ -95,7 +95,7 @@ def main() -> int:
     if args.device != "cpu" or args.batch is not None:
         options.error("scaling is measured on the CPU, of the problems' own batches")
     report = Report(f"scaling-{args.what}", args)
-    problems = [c for c in CONVS if c.name.startswith(args.only) and not c.name.endswith("N=1")]
+    problems = [c for c in CONVS if c.name.startswith(args.only) and " N=" not in c.name]
     if args.what == "batch":
         most = {c: replace(c, N=BATCHES[-1]).elements for c in problems}
         problems = [c for c in problems if most[c] <= MOST_ELEMENTS]

@@ -100,8 +100,13 @@ CONVS = (
 # One image: latency instead of throughput.
 _SINGLE = ("lenet conv1", "lenet conv2", "stem", "resnet 3x3 64", "resnet 3x3 512", "1x1 256->64",
            "mobilenet dw3x3 144", "convnext")  # fmt: skip
+# Many: beside LeNet's, those whose operands fit the memory of a small machine.
+_MANY = ("resnet 3x3 256", "resnet 3x3 512", "1x1 1024->256", "efficientnet dw5x5")
 CONVS += tuple(
-    replace(conv, name=f"{conv.name} N=1", N=1) for conv in CONVS if conv.name.startswith(_SINGLE)
+    replace(conv, name=f"{conv.name} N={n}", N=n)
+    for n, names in ((1, _SINGLE), (256, _MANY))
+    for conv in CONVS
+    if conv.name.startswith(names)
 )
 
 POOLS = (
@@ -129,5 +134,5 @@ def of_batch(problems: Sequence[Conv | Pool], batch: int | None) -> list[Conv | 
     return [
         replace(problem, name=f"{problem.name} N={batch}", N=batch)
         for problem in problems
-        if not problem.name.endswith(" N=1")
+        if " N=" not in problem.name
     ]
