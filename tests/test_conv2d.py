@@ -130,6 +130,23 @@ def test_winograd_weight_grad_in_chunks(format, cpu_isa):
     assert_close(ours, want, torch.float32, 2 * 143 * 145, row="winograd")
 
 
+def test_winograd_is_off_by_less_than_1e_5():
+    """Of the length of what comes out, with the normal numbers that networks start with."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = (2, 128, 28, 28), (96, 128, 3, 3), (2, 96, 28, 28)
+    x, w, g = (torch.randn(size, generator=generator) for size in sizes)
+    tail = ([1, 1], [1, 1, 1, 1], [1, 1], 1, "zeros")
+    ops = torch.ops.cnnkern
+    for op, a, b, more in (
+        (ops.conv2d, x, w, (None,)),
+        (ops.conv2d_input_grad, g, w, (x.shape,)),
+        (ops.conv2d_weight_grad, g, x, (w.shape,)),
+    ):
+        ours = op(a, b, *more, *tail, "winograd")
+        exact = op(a.double(), b.double(), *more, *tail, "direct")
+        assert (ours - exact).norm() < 1e-5 * exact.norm(), op
+
+
 @pytest.mark.sanitize
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(("kernel", "stride"), ((1, 1), (3, 2)))
