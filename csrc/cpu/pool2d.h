@@ -78,6 +78,14 @@ struct PoolJob {
   int64_t* indices;  // or position h*W + w in the plane
 };
 
+// Which offsets the windows of a plane take. Bits of an offset: r of its row, R + s of its column.
+struct OffsetRules {
+  static constexpr int64_t kTaps = 16, kBits = 8;  // no larger window has such rules
+  int64_t taps;
+  uint8_t bits[kTaps];
+  std::vector<uint8_t> denied;  // by window: the bits of rows and columns outside the plane
+};
+
 // Moves between a plane and its windows by saved position (max_unpool2d.inc). An NCHW tensor is
 // N*C images of one channel, an NHWC tensor N images of C.
 enum class IndexMove : int { kScatterAdd, kScatter, kGather };

@@ -8,14 +8,40 @@ namespace cnnkern {
 
 namespace {
 
-// Refuses offsets of elements outside the window or the plane. A whole window takes any below R*S;
-// the ones that the border clips are looked into.
+// Whether tap number `tap` of the window lies inside the plane. What is saved for a window that
+// misses the plane means nothing.
+bool holds(const Window& w, int64_t dil, int64_t tap) {
+  return w.begin >= w.end || (tap >= w.first && w.begin + (tap - w.first) * dil < w.end);
+}
+
+OffsetRules make_offset_rules(const PoolJob& job) {
+  const PoolParams& g = job.p;
+  OffsetRules rules{g.R * g.S, {}, std::vector<uint8_t>(size_t(g.P * g.Q))};
+  for (int64_t i = 0; i < rules.taps; ++i)
+    rules.bits[i] = uint8_t(1 << (i / g.S) | 1 << (g.R + i % g.S));
+  const auto denied = [](const Window& w, int64_t dil, int64_t k) {
+    int bits = 0;
+    for (int64_t tap = 0; tap < k; ++tap) bits |= !holds(w, dil, tap) << tap;
+    return bits;
+  };
+  for (int64_t q = 0; q < g.Q; ++q)
+    rules.denied[size_t(q)] = uint8_t(denied(job.cols[q], g.dil_w, g.S) << g.R);
+  for (int64_t p = g.P - 1; p >= 0; --p) {
+    const uint8_t row = uint8_t(denied(job.rows[p], g.dil_h, g.R));
+    for (int64_t q = 0; q < g.Q; ++q)
+      rules.denied[size_t(p * g.Q + q)] = rules.denied[size_t(q)] | row;
+  }
+  return rules;
+}
+
+// Refuses offsets of elements outside the window or the plane. Where there are no rules, or they
+// are broken, a whole window takes any offset below R*S; those that the border clips are looked
+// into.
 void check_offsets(const char* op, const PoolJob& job) {
   const PoolParams& g = job.p;
   const int64_t C = job.nhwc ? g.C : 1, row = g.Q * C, taps = g.R * g.S;
-  const auto holds = [](const Window& w, int64_t dil, int64_t tap) {
-    return w.begin >= w.end || (tap >= w.first && w.begin + (tap - w.first) * dil < w.end);
-  };
+  const bool ruled = taps <= OffsetRules::kTaps && g.R + g.S <= OffsetRules::kBits;
+  const OffsetRules rules = ruled ? make_offset_rules(job) : OffsetRules{};
   const auto whole = [&](const Window& w, int64_t dil, int64_t k) {
     return w.first == 0 && holds(w, dil, k - 1);
   };
@@ -24,8 +50,6 @@ void check_offsets(const char* op, const PoolJob& job) {
     every[size_t(q)] = q;
     if (!whole(job.cols[q], g.dil_w, g.S)) clipped.push_back(q);
   }
-  bool all_whole = clipped.empty();
-  for (int64_t p = 0; p < g.P; ++p) all_whole = all_whole && whole(job.rows[p], g.dil_h, g.R);
   struct Tap {
     int64_t r, s;
   } tap[kMaxOffsets];
@@ -34,9 +58,9 @@ void check_offsets(const char* op, const PoolJob& job) {
   const FirstBad bad;
   const PoolParallel parallel{op};
   parallel(g.N * g.P * (job.nhwc ? 1 : g.C), row, 0, [&](int64_t begin, int64_t end, char*) {
+    if (ruled && CNNKERN_ISA_CALL(pool2d_offsets_fit(job, rules, begin, end))) return;
     uint8_t largest = 0;
     for (int64_t k = begin * row; k < end * row; ++k) largest = std::max(largest, job.offsets[k]);
-    if (largest < taps && all_whole) return;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t p = i % g.P;
       const bool look = largest >= taps || !whole(job.rows[p], g.dil_h, g.R);
