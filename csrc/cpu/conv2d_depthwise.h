@@ -95,10 +95,10 @@ inline void plan_plane_copy(TapConv& t, int64_t columns, int64_t block_rows) {
   t.plane = (block_rows + t.halo_rows) * t.pitch;
 }
 
-// Consecutive taps of one column of the copied planes of a group: what a tile reads from `offset`
-// down.
+// Consecutive taps of one column of a plane of a group: what a tile reads from `row` down, of the
+// rows of all planes in turn.
 struct TapRun {
-  int64_t offset, taps;
+  int64_t row, column, taps;
 };
 struct PlanePlan {
   const TapConv* tc;
@@ -108,6 +108,13 @@ struct PlanePlan {
 
 // The weights of a run are held in registers, if they are those of one output channel.
 constexpr int longest_run(int outputs) { return outputs == 1 ? 7 : 3; }
+
+// True if a plane's rows can be read as they lie, zeros beside them; false with no taps.
+inline bool reads_rows(const TapConv& t) {
+  return t.step_h == 1 && t.step_w == 1 && t.mode == PaddingMode::kZeros && t.slots.size() == 1;
+}
+// True if the outputs are whole planes.
+inline bool whole(const TapConv& t) { return t.out_step_h == 1 && t.out_step_w == 1; }
 
 inline PlanePlan plan_runs(const TapConv& tc) {
   const int64_t longest = longest_run(tc.M == 1 ? 1 : 2);
@@ -126,7 +133,8 @@ inline PlanePlan plan_runs(const TapConv& tc) {
       const bool goes_on = i > 0 && taps[i - 1].slot == tap.slot && taps[i - 1].col == tap.col &&
                            taps[i - 1].row + 1 == tap.row && runs.back().run.taps < longest;
       const int64_t plane = c * int64_t(tc.slots.size()) + tap.slot;
-      if (!goes_on) runs.push_back({{plane * tc.plane + tap.row * tc.pitch + tap.col, 0}, {}});
+      if (!goes_on)
+        runs.push_back({{plane * (tc.block_rows + tc.halo_rows) + tap.row, tap.col, 0}, {}});
       ++runs.back().run.taps;
       runs.back().weights.push_back(c * tc.weight_c + tap.weight);
     }
