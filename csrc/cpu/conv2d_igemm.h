@@ -23,8 +23,33 @@ struct GemmPlan {
   TapConv* tc;
   std::vector<GemmRun> runs;  // of all taps and channels, in the order of tc->taps
   bool in_place;              // reads the input as it lies, not a copy of it
-  int64_t pixel, row;         // elements from an output's inputs to those of the next column, row
+  int64_t column;             // elements of a column of the copy
+  int64_t pixel, row;         // from an output's inputs to those of the next column, row
 };
+
+// Pixels are no lanes here, so that inputs of neighbours may lie apart: rows are copied whole, not
+// split by residue, unless the taps skip some.
+inline void join_residues(TapConv& t) {
+  if (t.step_h * t.step_w == 1 || int64_t(t.slots.size()) < t.step_h * t.step_w) return;
+  Slot first = t.slots[0];
+  for (const Slot& slot : t.slots)
+    first.h = std::min(first.h, slot.h), first.w = std::min(first.w, slot.w);
+  t.halo_rows = t.halo_cols = 0;
+  for (Tap& tap : t.taps) {
+    tap.slot = 0, tap.row = tap.h - first.h, tap.col = tap.w - first.w;
+    t.halo_rows = std::max(t.halo_rows, tap.row), t.halo_cols = std::max(t.halo_cols, tap.col);
+  }
+  t.slots = {first};
+  t.copy_h = t.step_h, t.copy_w = t.step_w;
+}
+
+// Of the copy of a block.
+inline int64_t copy_height(const TapConv& t, int64_t rows) {
+  return (rows - 1) * t.copy_h + t.halo_rows + 1;
+}
+inline int64_t copy_width(const TapConv& t, int64_t columns) {
+  return (columns - 1) * t.copy_w + t.halo_cols + 1;
+}
 
 // Cuts the problem into items (image, group, rows, columns, pairs of output vectors) whose input
 // stays in a 1 MiB L2 beside the weights of a pair. `rows`: pixels of a tile.
@@ -32,15 +57,22 @@ inline void plan_gemm_blocks(TapConv& t, int64_t rows, int64_t lanes) {
   constexpr int64_t kCopy = 64 << 10;
   t.tiles = ceil_div(t.M, 2 * lanes);
   const int64_t slots = std::max<int64_t>(1, t.slots.size());
-  const int64_t pixels = std::max<int64_t>(kCopy / (t.C * slots), rows);
-  t.col_blocks = ceil_div(t.Q, std::max<int64_t>(rows, pixels / (1 + t.halo_rows)));
+  const int64_t pixels = std::max<int64_t>(kCopy / (t.C * slots * t.copy_h * t.copy_w), rows);
+  const int64_t halo_rows = ceil_div(t.halo_rows, t.copy_h);
+  const int64_t halo_cols = ceil_div(t.halo_cols, t.copy_w);
+  t.col_blocks = ceil_div(t.Q, std::max<int64_t>(rows, pixels / (1 + halo_rows)));
+  if (t.P == 1) t.col_blocks = even_blocks(t.col_blocks, t.N * t.groups, ceil_div(t.Q, rows));
   t.block_cols = ceil_div(t.Q, t.col_blocks);
-  t.pitch = t.block_cols + t.halo_cols;
-  t.block_rows = std::clamp<int64_t>(pixels / t.pitch - t.halo_rows, 1, t.P);
+  t.col_blocks = ceil_div(t.Q, t.block_cols);
+  t.block_rows = std::clamp<int64_t>(pixels / (t.block_cols + halo_cols) - halo_rows, 1, t.P);
   t.row_blocks = ceil_div(t.P, t.block_rows);
+  // Rather than the inputs of shorter blocks, what they share is copied twice.
+  t.row_blocks = even_blocks(t.row_blocks, t.N * t.groups * t.col_blocks,
+                             std::max(t.row_blocks, t.P / (2 * (halo_rows + 1))));
   t.block_rows = ceil_div(t.P, t.row_blocks);
   t.row_blocks = ceil_div(t.P, t.block_rows);
-  t.plane = (t.block_rows + t.halo_rows) * t.pitch;
+  t.pitch = copy_width(t, t.block_cols);
+  t.plane = copy_height(t, t.block_rows) * t.pitch;
   t.block_tiles = t.tiles;
   share_tiles(t, 1);
 }
@@ -66,15 +98,16 @@ std::vector<GemmRun> sort_into_runs(TapConv& t, int64_t channels, bool merge, co
 inline GemmPlan plan_igemm(TapConv& t, const View& in, bool can_stay, int64_t size, int64_t rows,
                            int64_t lanes) {
   constexpr int64_t kAlias = 4096;  // lines so far apart share an L1 set, which has room for 8
+  join_residues(t);
   plan_gemm_blocks(t, rows, lanes);
   GemmPlan plan{&t};
   plan.in_place = can_stay && in.c == 1 && reads_no_padding(t) && t.step_w * in.w * size % kAlias;
-  const int64_t pixel = plan.in_place ? in.w : t.C * size % kAlias ? t.C : t.C + lanes;
-  plan.pixel = plan.in_place ? t.step_w * in.w : pixel;
-  plan.row = plan.in_place ? t.step_h * in.h : t.pitch * pixel;
+  plan.column = t.C * t.copy_w * size % kAlias ? t.C : t.C + lanes;
+  plan.pixel = plan.in_place ? t.step_w * in.w : t.copy_w * plan.column;
+  plan.row = plan.in_place ? t.step_h * in.h : t.copy_h * t.pitch * plan.column;
   plan.runs = sort_into_runs(t, t.C, true, [&](const Tap& tap) {
     return plan.in_place ? tap.h * in.h + tap.w * in.w
-                         : (tap.slot * t.plane + tap.row * t.pitch + tap.col) * pixel;
+                         : (tap.slot * t.plane + tap.row * t.pitch + tap.col) * plan.column;
   });
   return plan;
 }
@@ -100,14 +133,15 @@ inline GemmGradPlan plan_igemm_weight_grad(const ConvParams& p, const View& grad
   constexpr int64_t kMaxPartials = 16 << 20, kAlias = 4096;
   GemmGradPlan g{fprop_taps(p)};
   TapConv& t = g.tc;
+  join_residues(t);
   const int64_t taps = t.taps.size();
   t.col_blocks = ceil_div(t.Q, kPixels);
   t.block_cols = ceil_div(t.Q, t.col_blocks);
-  t.pitch = t.block_cols + t.halo_cols;
+  t.pitch = copy_width(t, t.block_cols);
   t.row_blocks = ceil_div(t.P, std::clamp<int64_t>(kPixels / t.block_cols, 1, t.P));
   t.block_rows = ceil_div(t.P, t.row_blocks);
   t.row_blocks = ceil_div(t.P, t.block_rows);
-  t.plane = (t.block_rows + t.halo_rows) * t.pitch;
+  t.plane = copy_height(t, t.block_rows) * t.pitch;
   g.chunks = t.N * t.row_blocks * t.col_blocks;
   g.pairs = ceil_div(t.M, 2 * lanes);
   g.c_items = ceil_div(t.C, std::max(kChannels, kRows / taps));
@@ -125,13 +159,13 @@ inline GemmGradPlan plan_igemm_weight_grad(const ConvParams& p, const View& grad
   g.dy_in_place =
       can_stay && grad.c == 1 && t.M % lanes == 0 && (t.block_rows == 1 || t.col_blocks == 1);
   g.x_row = g.x_in_place ? input.c : 1;
-  g.x_step = g.x_in_place ? t.step_w * input.w : g.item_channels;
-  g.x_line = g.x_in_place ? t.step_h * input.h : t.pitch * g.item_channels;
+  g.x_step = g.x_in_place ? t.step_w * input.w : t.copy_w * g.item_channels;
+  g.x_line = g.x_in_place ? t.step_h * input.h : t.copy_h * t.pitch * g.item_channels;
   g.dy_step = g.dy_in_place ? grad.w : g.item_pairs * 2 * lanes;
   const bool merge = g.c_items == 1 && g.x_row == 1;
   g.runs = sort_into_runs(t, g.item_channels, merge, [&](const Tap& tap) {
     return g.x_in_place ? tap.h * input.h + tap.w * input.w
-                        : (tap.slot * t.plane + tap.row * t.pitch + tap.col) * g.x_step;
+                        : (tap.slot * t.plane + tap.row * t.pitch + tap.col) * g.item_channels;
   });
   return g;
 }

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <map>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -43,6 +44,7 @@ struct TapConv {
   std::vector<Tap> taps;
   std::vector<Slot> slots;
   int64_t halo_rows = 0, halo_cols = 0;  // rows and columns of the copy beyond the outputs'
+  int64_t copy_h = 1, copy_w = 1;        // and from one output to the next
 
   // Blocking, see plan_blocks().
   int64_t block_rows, block_cols, row_blocks, col_blocks;
@@ -84,6 +86,15 @@ inline bool reads_no_padding(const TapConv& t) {
   return true;
 }
 
+// Rounds a number of blocks up so that, where items are few, each of 2, 4 or 8 threads gets as many
+// of them; every block stands for `each` items.
+inline int64_t even_blocks(int64_t blocks, int64_t each, int64_t most) {
+  constexpr int64_t kShares = 8, kMany = 4 * kShares;
+  if (blocks * each >= kMany) return blocks;
+  const int64_t unit = kShares / std::gcd(kShares, each);
+  return std::min(ceil_div(blocks, unit) * unit, most);
+}
+
 // Cuts the output channels of a block further, to no fewer than `least` tiles, where a small batch
 // has fewer items than a few threads want.
 inline void share_tiles(TapConv& t, int64_t least) {
@@ -96,13 +107,14 @@ inline void share_tiles(TapConv& t, int64_t least) {
 
 // Lays out the copy and the accumulators of a block of block_rows x block_cols outputs.
 inline void plan_copy(TapConv& t, int64_t lanes) {
-  constexpr int64_t kCopy = 64 << 10, kReduction = 512;
+  constexpr int64_t kCopy = 64 << 10, kWeights = 4096;
   t.pitch = t.block_cols + t.halo_cols;
   t.plane = (t.block_rows + t.halo_rows) * t.pitch;
   t.acc_stride = ceil_div(t.block_rows * t.pitch, lanes) * lanes;
   const int64_t per_channel = t.plane * std::max<int64_t>(1, t.slots.size());
   const int64_t taps = std::max<int64_t>(1, t.taps.size());
-  t.block_channels = std::clamp<int64_t>(std::min(kReduction / taps, kCopy / per_channel), 1, t.C);
+  const int64_t reduction = kWeights / ceil_div(t.M, t.tiles);
+  t.block_channels = std::clamp<int64_t>(std::min(reduction / taps, kCopy / per_channel), 1, t.C);
 }
 
 // Cuts the problem into work items (image, group, rows, columns, channel tiles) whose copy and
