@@ -219,3 +219,30 @@ def check_act_pool_grad(
     check_size(op, "offsets", offsets, size if pool == "max" else [0])
     if offsets.dtype != torch.uint8:
         raise RuntimeError(f"cnnkern::{op}: offsets must be uint8")
+
+
+def check_mlp(op: str, input: Tensor, weights, others, activation: str) -> None:
+    """Refuse layers that do not follow each other; `others` are one tensor a layer."""
+    _C.check_act_pool(op, activation, "none", [1, 1])
+    if activation in ("gelu", "silu"):
+        raise RuntimeError(
+            f"cnnkern::{op}: activation must be 'none', 'relu', 'sigmoid' or 'tanh', got "
+            f"'{activation}'"
+        )
+    if input.dtype not in (torch.float32, torch.float64):
+        raise RuntimeError(
+            f"cnnkern::{op}: input must be float32 or float64, got {_dtype_name(input)}"
+        )
+    if input.dim() != 2:
+        raise RuntimeError(f"cnnkern::{op}: input must be [N, features], got {list(input.shape)}")
+    if not weights:
+        raise RuntimeError(f"cnnkern::{op}: weights must not be empty")
+    if len(others) != len(weights):
+        raise RuntimeError(f"cnnkern::{op}: there must be {len(weights)} layers, got {len(others)}")
+    features = input.size(1)
+    for w in weights:
+        if w.dim() != 2 or w.size(1) != features:
+            raise RuntimeError(
+                f"cnnkern::{op}: weights must be [outputs, {features}], got {list(w.shape)}"
+            )
+        features = w.size(0)

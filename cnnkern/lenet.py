@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cnnkern.fused import ConvMLP
 from cnnkern.nn import ConvBlock
 
 __all__ = ["ACTIVATIONS", "INITS", "POOLS", "LeNet"]
@@ -35,7 +36,7 @@ INITS: dict[str, Callable[[Tensor], object]] = {
 }
 
 
-class LeNet(nn.Module):
+class LeNet(ConvMLP):
     """Classify images with blocks of convolution, activation and pooling, then linear layers.
 
     With no arguments it is the network of D2L section 7.6: 5x5 pad 2 -> 6, sigmoid, 2x2 average
@@ -81,7 +82,6 @@ class LeNet(nn.Module):
         init: str = "xavier_uniform",
         algo: str = "auto",
     ) -> None:
-        super().__init__()
         _check_choice("activation", activation, ACTIVATIONS)
         _check_choice("pool", pool, POOLS)
         _check_choice("init", init, INITS)
@@ -101,8 +101,7 @@ class LeNet(nn.Module):
         }.items():
             _check_least(name, values, 1)
 
-        # What rebuilds this network: a checkpoint carries it beside the weights.
-        self.config: dict[str, Any] = {
+        config: dict[str, Any] = {
             "in_channels": in_channels,
             "num_classes": num_classes,
             "image_size": list(size),
@@ -132,24 +131,20 @@ class LeNet(nn.Module):
                     algo=algo,
                 )
             )
-        self.features = nn.Sequential(*blocks)
-
         features = shapes[-1][0] * shapes[-1][1] * shapes[-1][2]
         linears: list[nn.Module] = []
         for width in hidden:
             linears += [nn.Linear(features, width), ACTIVATIONS[activation]()]
             features = width
-        self.classifier = nn.Sequential(*linears, nn.Linear(features, num_classes))
+        super().__init__(blocks, [*linears, nn.Linear(features, num_classes)])
 
+        # What rebuilds this network: a checkpoint carries it beside the weights.
+        self.config = config
         # Image sizes after each block, [C, H, W], the input's first.
         self.shapes = shapes
         for module in self.modules():
             if isinstance(module, ConvBlock | nn.Linear):
                 INITS[init](module.weight)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Score each image for each class: ``[N, C, H, W]`` -> ``[N, num_classes]``."""
-        return self.classifier(self.features(images).flatten(1))
 
     def summary(self) -> str:
         """Say the sizes between the layers and the number of parameters, in one line."""

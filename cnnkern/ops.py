@@ -6,7 +6,7 @@ differentiable, so double backward is composition.
 
 Each op has two overloads with one schema, one fake and one autograd: the plain one runs C++ on CPU
 and CUDA tensors, ``.triton`` runs `cnnkern.triton_kernels`. Gradients stay within the overload.
-One op more, the fused block's whole gradient, is the CPU's alone.
+A few ops more, which do the work of several at once in the CPU's caches, are the CPU's alone.
 
 It is long because it is the whole contract.
 """
@@ -31,6 +31,7 @@ from cnnkern.checks import (
     check_divisor,
     check_floats,
     check_index_dtype,
+    check_mlp,
     check_saved_pool,
     check_size,
     check_unpool,
@@ -78,12 +79,27 @@ SCHEMAS = (
     f"SymInt[4] input_size, {_ACT_POOL}) -> Tensor",
 )
 
-# Of the CPU alone, whose caches hold what the gradient's ops would hand on: act_pool2d_grad and the
-# three gradients of the convolution in one. Those that are not needed are empty tensors.
-CPU_SCHEMA = (
+# Of the CPU alone, whose caches hold what several ops would hand on. Gradients that are not needed
+# are empty tensors, or missing at the end of a list.
+CPU_SCHEMAS = (
+    # act_pool2d_grad and the three gradients of the convolution.
     "conv2d_act_pool2d_grad(Tensor grad, Tensor input, Tensor weight, Tensor output, Tensor saved, "
     f"Tensor offsets, {_CONV}, {_ACT_POOL}, bool need_input=True, bool need_weight=True, "
-    "bool need_bias=True) -> (Tensor, Tensor, Tensor)"
+    "bool need_bias=True) -> (Tensor, Tensor, Tensor)",
+    # Linear layers with activations between them. Results: the output of each layer.
+    "mlp(Tensor input, Tensor[] weights, Tensor[] biases, str activation='none') -> Tensor[]",
+    # Results: the gradients of the input, then of each layer's weight and bias.
+    "mlp_grad(Tensor grad, Tensor input, Tensor[] weights, Tensor[] outputs, "
+    "str activation='none', bool need_input=True, bool need_params=True) -> Tensor[]",
+    # Fused blocks, then linear layers. Of each block 17 numbers, in the order of
+    # conv2d_act_pool2d's arguments from stride to groups and from pool_kernel_size on. Results: the
+    # scores; if save, each block's three results and each hidden layer's output.
+    "conv_mlp(Tensor input, Tensor[] conv_weights, Tensor[] conv_biases, int[] geometry, str algo, "
+    "str activation, str pool, Tensor[] weights, Tensor[] biases, bool save=False) -> Tensor[]",
+    # Results: the gradients of the input, then of each block's and each layer's weight and bias.
+    "conv_mlp_grad(Tensor grad, Tensor input, Tensor[] conv_weights, Tensor[] results, "
+    "int[] geometry, str algo, str activation, str pool, Tensor[] weights, bool need_input=True) "
+    "-> Tensor[]",
 )
 
 OP_NAMES = tuple(schema.split("(")[0] for schema in SCHEMAS)
@@ -103,7 +119,8 @@ for _name, _schema in zip(OP_NAMES, SCHEMAS, strict=True):
             _schema.replace(_name, qualified(_name, _overload), 1),
             tags=(torch.Tag.pt2_compliant_tag,),
         )
-_library.define(CPU_SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
+for _schema in CPU_SCHEMAS:
+    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 _ops = torch.ops.cnnkern
 
 
@@ -407,3 +424,48 @@ def _(grad, input, weight, output, saved, offsets, stride=(1, 1), padding=(0, 0,
         _new(grad, weight.shape, False) if need_weight else grad.new_empty(0),
         grad.new_empty(weight.size(0) if need_bias else 0),
     )
+
+
+@torch.library.register_fake("cnnkern::mlp", lib=_library)
+def _(input, weights, biases, activation="none"):
+    check_mlp("mlp", input, weights, biases, activation)
+    return [input.new_empty(input.size(0), w.size(0)) for w in weights]
+
+
+@torch.library.register_fake("cnnkern::mlp_grad", lib=_library)
+def _(grad, input, weights, outputs, activation="none", need_input=True, need_params=True):
+    check_mlp("mlp_grad", input, weights, outputs, activation)
+    grads = [input.new_empty(input.shape if need_input else (0,))]
+    for w in weights if need_params else ():
+        grads += [w.new_empty(w.shape), w.new_empty(w.size(0))]
+    return grads
+
+
+def block_options(geometry, block: int) -> tuple[list, list]:
+    """Return a block's options of the convolution, from stride to groups, and of the pool."""
+    g = geometry[17 * block : 17 * (block + 1)]
+    return [g[:2], g[2:6], g[6:8], g[8]], [g[9:11], g[11:13], g[13:15], bool(g[15]), bool(g[16])]
+
+
+@torch.library.register_fake("cnnkern::conv_mlp", lib=_library)
+def _(input, conv_weights, conv_biases, geometry, algo, activation, pool, weights, biases,
+      save=False):  # fmt: skip
+    blocks, x = [], input
+    for i, (w, b) in enumerate(zip(conv_weights, conv_biases, strict=True)):
+        conv, of_pool = block_options(geometry, i)
+        x, *saved = _ops.conv2d_act_pool2d.default(
+            x, w, b, *conv, "zeros", algo, activation, pool, *of_pool, save
+        )
+        blocks += [x, *saved]
+    check_mlp("conv_mlp", x.flatten(1), weights, biases, activation)
+    outputs = [input.new_empty(input.size(0), w.size(0)) for w in weights]
+    return [outputs[-1], *blocks, *outputs[:-1]] if save else outputs[-1:]
+
+
+@torch.library.register_fake("cnnkern::conv_mlp_grad", lib=_library)
+def _(grad, input, conv_weights, results, geometry, algo, activation, pool, weights,
+      need_input=True):  # fmt: skip
+    grads = [_new(input, input.shape, is_nhwc(results[1])) if need_input else input.new_empty(0)]
+    for w in (*conv_weights, *weights):
+        grads += [w.new_empty(w.shape), w.new_empty(w.size(0))]
+    return grads

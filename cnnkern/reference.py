@@ -293,6 +293,17 @@ def conv2d_act_pool2d(
     return x
 
 
+def mlp(input: Tensor, weights, biases, activation: str = "none") -> list[Tensor]:
+    """Return the output of each of some linear layers, with activations between them."""
+    outputs, x = [], _double(input)
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        x = (x[:, None] * _double(weight)).sum(2) + _double(bias)
+        if i + 1 < len(weights):
+            x = ACTIVATIONS[activation](x)
+        outputs.append(x)
+    return outputs
+
+
 def vjp(function, tensors, grad: Tensor | None = None) -> tuple[Tensor, list[Tensor | None]]:
     """Return function(*tensors) and, per tensor, the gradient of <grad, output>.
 

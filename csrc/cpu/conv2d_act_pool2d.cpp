@@ -3,6 +3,7 @@
 #include "check.h"
 #include "conv2d_chwn.h"
 #include "conv2d_run.h"
+#include "mlp_run.h"
 #include "parallel.h"
 #include "tap_conv.h"
 #include "workspace.h"
@@ -18,12 +19,12 @@ namespace {
 // the cache for the activation and the pool.
 void run_by_images(const char* op, const ConvParams& p, DType dtype, bool nhwc, ConvAlgo algo,
                    const ActPool& ap, const Tensor& x, const void* weight, const void* bias,
-                   const Tensor& out, const Tensor& saved, const Tensor& offsets) {
+                   const Tensor& out, const Tensor* saved, const Tensor* offsets) {
   constexpr int64_t kChunkBytes = 8 << 20;
   const int64_t item = x.element_size(), conv = p.K * p.P * p.Q;
   const int64_t images =
       std::clamp<int64_t>(kChunkBytes / std::max<int64_t>(1, conv * item), 1, p.N);
-  const bool pools = ap.kind != PoolKind::kNone, saves = saved.numel() > 0;
+  const bool pools = ap.kind != PoolKind::kNone, saves = saved && saved->numel() > 0;
   const bool saves_before =
       saves && (ap.activation == Activation::kGelu || ap.activation == Activation::kSilu);
   Tensor scratch = new_output(x, {pools && (!saves || saves_before) ? images * conv : 0}, false);
@@ -33,8 +34,8 @@ void run_by_images(const char* op, const ConvParams& p, DType dtype, bool nhwc, 
     };
     ConvParams part = p;
     part.N = std::min(images, p.N - n);
-    void* active = !pools ? at(out) : scratch.numel() ? scratch.data_ptr() : at(saved);
-    void* sums = saves ? at(saved) : active;
+    void* active = !pools ? at(out) : scratch.numel() ? scratch.data_ptr() : at(*saved);
+    void* sums = saves ? at(*saved) : active;
     run_conv2d(part, dtype, nhwc, algo, at(x), weight, bias, sums);
     if (ap.activation != Activation::kNone)
       with_storage_type(dtype, [&](auto type) {
@@ -48,18 +49,19 @@ void run_by_images(const char* op, const ConvParams& p, DType dtype, bool nhwc, 
     job.p.N = part.N;
     job.plane = active;
     job.pooled = at(out);
-    job.offsets = offsets.numel() ? reinterpret_cast<uint8_t*>(at(offsets)) : nullptr;
+    if (offsets && offsets->numel()) job.offsets = reinterpret_cast<uint8_t*>(at(*offsets));
     run_pool2d(op, job);
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor> conv2d_act_pool2d(
-    const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, const Ints& stride,
-    const Ints& padding, const Ints& dilation, int64_t groups, const std::string& padding_mode,
-    const std::string& algo, const std::string& activation, const std::string& pool,
-    const Ints& pool_kernel_size, const Ints& pool_stride, const Ints& pool_padding,
-    bool pool_ceil_mode, bool count_include_pad, bool save) {
-  const char* op = "conv2d_act_pool2d";
+}  // namespace
+
+Tensor run_block(const char* op, const Tensor& input, const Tensor& weight,
+                 const std::optional<Tensor>& bias, const Ints& stride, const Ints& padding,
+                 const Ints& dilation, int64_t groups, const std::string& padding_mode,
+                 const std::string& algo, const std::string& activation, const std::string& pool,
+                 const Ints& pool_kernel_size, const Ints& pool_stride, const Ints& pool_padding,
+                 bool pool_ceil_mode, bool count_include_pad, Tensor* saved, Tensor* offsets) {
   const DType dtype = dtype_of(op, "input", input);
   check_same(op, "weight", weight, "input", input);
   const ConvParams p = make_conv_params(op, sizes_of(input), sizes_of(weight), stride, padding,
@@ -72,12 +74,10 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_act_pool2d(
   const ConvAlgo chosen = select_conv2d_block(op, p, dtype, nhwc, algo);
   const Ints size{p.N, p.K, ap.pool.P, ap.pool.Q};
   Tensor out = new_output(input, size, nhwc);
-  Tensor saved =
-      save && ap.saves_conv() ? new_output(input, conv_size, nhwc) : new_output(input, {0}, false);
-  Tensor offsets = save && ap.kind == PoolKind::kMax
-                       ? new_output(input, size, nhwc, ScalarType::Byte)
-                       : new_output(input, {0}, false, ScalarType::Byte);
-  if (p.N == 0) return {out, saved, offsets};
+  if (saved && ap.saves_conv()) *saved = new_output(input, conv_size, nhwc);
+  if (offsets && ap.kind == PoolKind::kMax)
+    *offsets = new_output(input, size, nhwc, ScalarType::Byte);
+  if (p.N == 0) return out;
   FusedPool f{ap.kind,
               ap.activation,
               ap.pool.R,
@@ -104,14 +104,14 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_act_pool2d(
   if (chosen != ConvAlgo::kDirect && chosen != ConvAlgo::kChwn) {
     run_by_images(op, p, dtype, nhwc, chosen, ap, x, w.data_ptr(), b ? b->data_ptr() : nullptr, out,
                   saved, offsets);
-    return {out, saved, offsets};
+    return out;
   }
   with_storage_type(dtype, [&](auto type) {
     using T = decltype(type);
     const View in_view = view_of(x.data_ptr(), p.C, p.H, p.W, nhwc);
     const View out_view = view_of(out.data_ptr(), p.K, size[2], size[3], nhwc);
-    const View saved_view = view_or_null(saved, conv_size, nhwc);
-    const View offsets_view = view_or_null(offsets, size, nhwc);
+    const View saved_view = saved ? view_or_null(*saved, conv_size, nhwc) : View{};
+    const View offsets_view = offsets ? view_or_null(*offsets, size, nhwc) : View{};
     const T* weights = static_cast<const T*>(w.data_ptr());
     const T* biases = b ? static_cast<const T*>(b->data_ptr()) : nullptr;
     if (chosen == ConvAlgo::kChwn)
@@ -122,6 +122,23 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_act_pool2d(
       CNNKERN_ISA_CALL(launch_conv2d_act_pool2d<T>(fprop_taps(p), f, ap.pool.P, in_view, weights,
                                                    biases, out_view, saved_view, offsets_view));
   });
+  return out;
+}
+
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor> conv2d_act_pool2d(
+    const Tensor& input, const Tensor& weight, std::optional<Tensor> bias, const Ints& stride,
+    const Ints& padding, const Ints& dilation, int64_t groups, const std::string& padding_mode,
+    const std::string& algo, const std::string& activation, const std::string& pool,
+    const Ints& pool_kernel_size, const Ints& pool_stride, const Ints& pool_padding,
+    bool pool_ceil_mode, bool count_include_pad, bool save) {
+  Tensor saved = new_output(input, {0}, false);
+  Tensor offsets = new_output(input, {0}, false, ScalarType::Byte);
+  Tensor out = run_block("conv2d_act_pool2d", input, weight, bias, stride, padding, dilation,
+                         groups, padding_mode, algo, activation, pool, pool_kernel_size,
+                         pool_stride, pool_padding, pool_ceil_mode, count_include_pad,
+                         save ? &saved : nullptr, save ? &offsets : nullptr);
   return {out, saved, offsets};
 }
 

@@ -2,6 +2,7 @@
 #include "conv2d_act_pool2d_grad.h"
 #include "check.h"
 #include "conv2d_run.h"
+#include "mlp_run.h"
 #include "parallel.h"
 #include "tap_conv.h"
 #include "workspace.h"
@@ -110,6 +111,8 @@ bool fuses(const char* op, const ConvParams& p, const ActPool& ap, DType dtype, 
   return chosen(ConvPass::kWgrad) != ConvAlgo::kWinograd && supports_block_grad(p, ap, need_input);
 }
 
+}  // namespace
+
 std::tuple<Tensor, Tensor, Tensor> conv2d_act_pool2d_grad(
     const Tensor& grad, const Tensor& input, const Tensor& weight, const Tensor& output,
     const Tensor& saved, const Tensor& offsets, const Ints& stride, const Ints& padding,
@@ -160,7 +163,6 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_act_pool2d_grad(
   return {dx, dw, db};
 }
 
-}  // namespace
 }  // namespace cnnkern
 
 STABLE_TORCH_LIBRARY_IMPL(cnnkern, CPU, m) {
