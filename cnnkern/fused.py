@@ -116,13 +116,17 @@ class ConvMLP(nn.Module):
         if layers is None:
             return None
         options = [layers[2], *(_block_options(block) for block in blocks)]
-        if options != self._options:  # they are attributes, which may have changed since
-            self._geometry, self._options = _common_options(*options), options
+        if torch.compiler.is_compiling():  # which would compile again for what is kept here
+            geometry = _common_options(*options)
+        else:
+            if options != self._options:  # they are attributes, which may have changed since
+                self._geometry, self._options = _common_options(*options), options
+            geometry = self._geometry
         biases = [block._parameters["bias"] for block in blocks]
-        if self._geometry is None or any(b is None for b in biases):
+        if geometry is None or any(b is None for b in biases):
             return None
         weights = [block._parameters["weight"] for block in blocks]
-        return [weights, biases, *self._geometry, *layers[:2]]
+        return [weights, biases, *geometry, *layers[:2]]
 
 
 def _block_options(block: ConvBlock) -> tuple:
