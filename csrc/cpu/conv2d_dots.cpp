@@ -14,6 +14,7 @@
 #include "conv2d_depthwise.h"
 #include "conv2d_dots.h"
 #include "conv2d_dots_rows.h"
+#include "conv2d_dots_weight_grad.h"
 #include "conv2d_igemm.h"
 #include "conv2d_winograd.h"
 #include "parallel.h"

@@ -82,7 +82,7 @@ inline bool prefers_conv2d_chwn(const ConvParams& p, bool nhwc, ConvPass pass) {
 
 // Of bfloat16, where its pairs are multiplied at twice the rate of float32. Lanes are the channels
 // that the pass computes, so a few of them leave most lanes idle; Winograd in float32 arithmetic is
-// ahead by less than with other types, and only where its tiles are many.
+// ahead only forwards and backwards to the input, and only where its tiles are many.
 inline bool prefers_conv2d_dots(const ConvParams& p, bool nhwc, ConvPass pass) {
   const int64_t C = p.C / p.groups, K = p.K / p.groups;
   // Phases of a depthwise gradient have too few taps to pay for a copy each.
@@ -93,7 +93,7 @@ inline bool prefers_conv2d_dots(const ConvParams& p, bool nhwc, ConvPass pass) {
   const int64_t reduced = pass == ConvPass::kFprop ? C : pass == ConvPass::kDgrad ? K : p.P * p.Q;
   if (lanes < 12 && (lanes < 6 || reduced < 6)) return false;
   const bool by_winograd = prefers_conv2d_winograd(p, DType::kBFloat16);
-  return !by_winograd || (pass != ConvPass::kWgrad && std::min(p.P, p.Q) < 28);
+  return !by_winograd || pass == ConvPass::kWgrad || std::min(p.P, p.Q) < 28;
 }
 
 inline ConvAlgo select_conv2d(const char* op, const ConvParams& p, DType dtype, bool nhwc,
