@@ -148,25 +148,6 @@ inline PlanePlan plan_runs(const TapConv& tc) {
   return plan;
 }
 
-// The phases of a gradient step by 1 and read one copy of its planes, of all that any tap reads.
-inline void share_copy(TapConv* tc, size_t count) {
-  int64_t min_h = INT64_MAX, min_w = INT64_MAX, rows = 0, columns = 0;
-  auto for_taps = [&](auto&& body) {
-    for (size_t i = 0; i < count; ++i)
-      for (Tap& tap : tc[i].taps) body(tap);
-  };
-  for_taps([&](Tap& tap) { min_h = std::min(min_h, tap.h), min_w = std::min(min_w, tap.w); });
-  if (min_h == INT64_MAX) min_h = min_w = 0;  // no taps: zeros
-  for_taps([&](Tap& tap) {
-    tap.row = tap.h - min_h, tap.col = tap.w - min_w;
-    rows = std::max(rows, tap.row), columns = std::max(columns, tap.col);
-  });
-  for (size_t i = 0; i < count; ++i) {
-    tc[i].slots = {{min_h, min_w}};
-    tc[i].halo_rows = rows, tc[i].halo_cols = columns;
-  }
-}
-
 // One TapConv, or the phases of one gradient, cut alike.
 inline std::vector<PlanePlan> plan_planes(TapConv* tc, size_t count) {
   // Floats, for L1; several planes are whole if they can, as what follows then lies in one piece.

@@ -136,7 +136,9 @@ inline GemmGradPlan plan_igemm_weight_grad(const ConvParams& p, const View& grad
   join_residues(t);
   const int64_t taps = t.taps.size();
   t.col_blocks = ceil_div(t.Q, kPixels);
+  if (t.P == 1) t.col_blocks = even_blocks(t.col_blocks, t.N, t.col_blocks * 2);
   t.block_cols = ceil_div(t.Q, t.col_blocks);
+  t.col_blocks = ceil_div(t.Q, t.block_cols);
   t.pitch = copy_width(t, t.block_cols);
   t.row_blocks = ceil_div(t.P, std::clamp<int64_t>(kPixels / t.block_cols, 1, t.P));
   t.block_rows = ceil_div(t.P, t.row_blocks);

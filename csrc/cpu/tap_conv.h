@@ -106,15 +106,15 @@ inline void share_tiles(TapConv& t, int64_t least) {
 }
 
 // Lays out the copy and the accumulators of a block of block_rows x block_cols outputs.
-inline void plan_copy(TapConv& t, int64_t lanes) {
-  constexpr int64_t kCopy = 64 << 10, kWeights = 4096;
+inline void plan_copy(TapConv& t, int64_t lanes, int64_t floats = 64 << 10) {
+  constexpr int64_t kWeights = 4096;
   t.pitch = t.block_cols + t.halo_cols;
   t.plane = (t.block_rows + t.halo_rows) * t.pitch;
   t.acc_stride = ceil_div(t.block_rows * t.pitch, lanes) * lanes;
   const int64_t per_channel = t.plane * std::max<int64_t>(1, t.slots.size());
   const int64_t taps = std::max<int64_t>(1, t.taps.size());
   const int64_t reduction = kWeights / ceil_div(t.M, t.tiles);
-  t.block_channels = std::clamp<int64_t>(std::min(reduction / taps, kCopy / per_channel), 1, t.C);
+  t.block_channels = std::clamp<int64_t>(std::min(reduction / taps, floats / per_channel), 1, t.C);
 }
 
 // Cuts the problem into work items (image, group, rows, columns, channel tiles) whose copy and
@@ -135,6 +135,17 @@ inline void plan_blocks(TapConv& t, int64_t max_tile, int64_t lanes) {
   t.row_blocks = ceil_div(t.P, t.block_rows);
   share_tiles(t, 2);
   plan_copy(t, lanes);
+}
+
+// Cuts the rows of phases further, so that the copy that they share has all channels.
+inline void plan_shared_copy(TapConv& t, int64_t lanes) {
+  constexpr int64_t kCopy = 96 << 10;
+  const int64_t rows = kCopy / (t.C * (t.block_cols + t.halo_cols)) - t.halo_rows;
+  if (rows < 2 * (t.halo_rows + 1)) return;
+  t.row_blocks = ceil_div(t.P, std::min(rows, t.block_rows));
+  t.block_rows = ceil_div(t.P, t.row_blocks);
+  t.row_blocks = ceil_div(t.P, t.block_rows);
+  plan_copy(t, lanes, kCopy);
 }
 
 // A 1x1 convolution does not see rows: one row of all pixels makes longer vectors and fewer copies.
@@ -189,16 +200,30 @@ inline TapConv dgrad_taps(const ConvParams& p, int64_t h0, int64_t w0) {
   return t;
 }
 
-// True if the phases of a gradient have outputs alike: they then get the same halo, to be cut
-// alike.
-inline bool align_phases(TapConv* tc, size_t count) {
-  int64_t halo_rows = 0, halo_cols = 0;
+// The phases of a gradient step by 1 and read one copy of the input, of all that any tap reads.
+inline void share_copy(TapConv* tc, size_t count) {
+  int64_t min_h = INT64_MAX, min_w = INT64_MAX, rows = 0, columns = 0;
+  auto for_taps = [&](auto&& body) {
+    for (size_t i = 0; i < count; ++i)
+      for (Tap& tap : tc[i].taps) body(tap);
+  };
+  for_taps([&](Tap& tap) { min_h = std::min(min_h, tap.h), min_w = std::min(min_w, tap.w); });
+  if (min_h == INT64_MAX) min_h = min_w = 0;  // no taps: zeros
+  for_taps([&](Tap& tap) {
+    tap.row = tap.h - min_h, tap.col = tap.w - min_w;
+    rows = std::max(rows, tap.row), columns = std::max(columns, tap.col);
+  });
   for (size_t i = 0; i < count; ++i) {
-    if (tc[i].P != tc[0].P || tc[i].Q != tc[0].Q) return false;
-    halo_rows = std::max(halo_rows, tc[i].halo_rows);
-    halo_cols = std::max(halo_cols, tc[i].halo_cols);
+    tc[i].slots = {{min_h, min_w}};
+    tc[i].halo_rows = rows, tc[i].halo_cols = columns;
   }
-  for (size_t i = 0; i < count; ++i) tc[i].halo_rows = halo_rows, tc[i].halo_cols = halo_cols;
+}
+
+// True if the phases of a gradient have outputs alike: they are then cut alike and share a copy.
+inline bool align_phases(TapConv* tc, size_t count) {
+  for (size_t i = 0; i < count; ++i)
+    if (tc[i].P != tc[0].P || tc[i].Q != tc[0].Q) return false;
+  if (count > 1) share_copy(tc, count);
   return true;
 }
 
