@@ -249,6 +249,8 @@ CONVS = (
     # Strides: phases of unequal length, windows that skip elements, rest rows never read.
     Conv("stride2", (2, 5, 11, 12), (9, 5, 3, 3), (2, 2), (1, 1, 1, 1)),
     Conv("stride2_tile", (1, 16, 16, 33), (16, 16, 3, 3), (2, 2), (1, 1, 1, 1), bias=False),
+    # Rows that fill vectors; phases of the gradient that share a copy, cut to have all channels
+    Conv("stride2_copy", (1, 3, 20, 320), (64, 3, 5, 5), (2, 2), (2, 2, 2, 2), bias=False),
     Conv("stride3_rest", (1, 3, 13, 15), (4, 3, 3, 4), (3, 3)),
     Conv("stride_exceeds_kernel", (2, 3, 17, 16), (5, 3, 2, 3), (5, 4), (1, 0, 1, 0)),
     Conv("stride_mixed", (1, 4, 12, 19), (6, 4, 4, 5), (1, 3), (2, 2, 1, 1)),

@@ -19,6 +19,7 @@ LARGE = (
     "wide",
     "depthwise_stride",
     "stride2_tile",
+    "stride2_copy",
     "tiles_cut",
     "outputs257",
 )
