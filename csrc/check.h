@@ -65,8 +65,19 @@ inline MemoryFormat format_of(bool nhwc) {
   return nhwc ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
-// The tensor itself where it is dense in that layout already, else a copy.
+// Whether the elements lie in order and without gaps; false negatives where an extent is 1.
+inline bool is_dense(const Tensor& t, bool nhwc) {
+  if (!nhwc) return t.is_contiguous();
+  if (t.dim() != 4) return false;
+  const auto size = t.sizes(), stride = t.strides();
+  return stride[1] == 1 && stride[3] == size[1] && stride[2] == size[1] * size[3] &&
+         stride[0] == size[1] * size[3] * size[2];
+}
+
+// The tensor itself where it is dense in that layout already, else a copy. A call of the dispatcher
+// that has nothing to do takes longer than a look at the strides.
 inline Tensor dense(const Tensor& t, bool nhwc) {
+  if (is_dense(t, nhwc)) return t;
   return torch::stable::contiguous(t, format_of(nhwc));
 }
 
