@@ -390,6 +390,10 @@ POOLS = (
     Pool("whole_plane_of_vectors", (2, 40, 8, 12), (8, 12), (8, 12)),
     Pool("row", (2, 3, 1, 41), (1, 3), (1, 2), (0, 1)),
     Pool("wide", (1, 2, 4, 230), (3, 2), (1, 2), (1, 0)),
+    # Windows that overlap, in planes of several bands of rows on the CPU; and dilated ones.
+    Pool("tall_overlap", (1, 2, 97, 45), (3, 3), (1, 1), (1, 1)),
+    Pool("tall_steps", (17, 1, 130, 41), (7, 3), (3, 2), (3, 1)),
+    Pool("wide_dilation", (1, 3, 14, 43), (3, 3), (1, 2), (1, 1), (2, 2)),
     Pool("window256", (1, 2, 17, 18), (16, 16), (1, 1)),  # the last offset a byte can hold
     Pool("window289", (1, 2, 18, 17), (17, 17), (1, 1)),  # one that it cannot
     Pool("ceil", (2, 3, 8, 7), (3, 2), (2, 2), ceil_mode=True),

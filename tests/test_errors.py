@@ -384,6 +384,29 @@ def test_positions_of_another_batch(device):
 
 
 @pytest.mark.sanitize
+@pytest.mark.parametrize("format", (torch.contiguous_format, torch.channels_last))
+# Looked up in a table, or one at a time: a window of at most 16 elements, or of more.
+@pytest.mark.parametrize(("kernel", "stride", "pad"), ((3, 1, 1), (2, 2, 0), (3, 2, 1), (5, 2, 2)))
+def test_offsets_outside_the_window_or_the_image(kernel, stride, pad, format):
+    height, width, channels = 6, 9, 5
+    window = ([kernel] * 2, [stride] * 2, [pad] * 2, [1, 1])
+    x = tensor(1, channels, height, width).contiguous(memory_format=format)
+    out, saved = torch.ops.cnnkern.max_pool2d(x, *window, False, "offsets")
+    rows, columns = out.shape[2:]
+    for p, q in ((0, 0), (0, 1), (1, 0), (1, 1), (rows - 1, 1), (rows - 1, columns - 1)):
+        for offset in range(kernel * kernel + 2):
+            wrong = saved.clone()
+            wrong[0, offset % channels, p, q] = offset
+            h, w = p * stride - pad + offset // kernel, q * stride - pad + offset % kernel
+            call = (out, wrong, x.shape, *window)
+            if offset < kernel * kernel and 0 <= h < height and 0 <= w < width:
+                torch.ops.cnnkern.max_pool2d_grad(*call)
+                continue
+            with refused("max_pool2d_grad", "indices", f"got {offset}", errors=RuntimeError):
+                torch.ops.cnnkern.max_pool2d_grad(*call)
+
+
+@pytest.mark.sanitize
 @pytest.mark.parametrize("device", ("cpu", "meta"))
 @pytest.mark.parametrize(("name", "side"), (("max_pool2d_grad", 1), ("max_pool2d_gather", 100)))
 def test_offsets_of_a_window_that_uint8_cannot_count(name, side, device):
