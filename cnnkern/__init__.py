@@ -2,7 +2,16 @@
 
 import torch  # noqa: F401  (loads the libraries that _C links to)
 
-from cnnkern import autograd, functional, nn, ops, selection, triton_kernels
+from cnnkern import (
+    autograd,
+    autograd_lists,
+    functional,
+    fused,
+    nn,
+    ops,
+    selection,
+    triton_kernels,
+)
 from cnnkern.analysis import conv_matrix, receptive_field
 from cnnkern.convert import convert, override
 from cnnkern.functional import (
@@ -35,6 +44,7 @@ __all__ = [
     "adaptive_max_pool1d",
     "adaptive_max_pool2d",
     "autograd",
+    "autograd_lists",
     "avg_pool1d",
     "avg_pool2d",
     "conv1d",
@@ -45,6 +55,7 @@ __all__ = [
     "convert",
     "corr2d",
     "functional",
+    "fused",
     "lp_pool2d",
     "max_pool1d",
     "max_pool2d",
