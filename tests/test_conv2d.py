@@ -404,10 +404,21 @@ def test_nan_and_infinity_reach_only_their_windows(dtype, target):
 @pytest.mark.skipif("avx512_bf16" not in _C.cpu_isas(), reason="this CPU has no AVX512-BF16")
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(
-    ("input", "weight"), (((3, 130, 15, 31), (258, 130, 1, 1)), ((1, 18, 37, 41), (34, 18, 3, 3)))
+    ("input", "weight"),
+    (
+        ((3, 270, 15, 31), (514, 270, 1, 1)),
+        ((1, 18, 37, 41), (34, 18, 3, 3)),
+        ((3, 20, 24, 14), (66, 20, 3, 3)),
+        ((2, 24, 6, 300), (40, 24, 3, 3)),
+        ((7, 72, 7, 7), (70, 72, 3, 3)),
+        ((5, 72, 7, 7), (70, 72, 3, 3)),
+    ),
 )
 def test_dots_weight_grad_in_chunks(input, weight, format):
-    """Items of some channels each, and shares of several chunks: of a row each, of several rows."""
+    """Items of some channels; shares of chunks of a row's part, some rows, some images; one chunk.
+
+    Pairs of pixels span rows of odd and of even width.
+    """
     x = layout(values(input, 0).bfloat16(), format)
     pad = [weight[2] // 2] * 4
     g = layout(values((input[0], weight[0], *input[2:]), 1).bfloat16(), format)
