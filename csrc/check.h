@@ -65,13 +65,19 @@ inline MemoryFormat format_of(bool nhwc) {
   return nhwc ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
-// Whether the elements lie in order and without gaps; false negatives where an extent is 1.
+// True where the tensor's memory is exactly that of a dense tensor in this layout; the stride of a
+// dimension of one element means nothing.
 inline bool is_dense(const Tensor& t, bool nhwc) {
-  if (!nhwc) return t.is_contiguous();
-  if (t.dim() != 4) return false;
-  const auto size = t.sizes(), stride = t.strides();
-  return stride[1] == 1 && stride[3] == size[1] && stride[2] == size[1] * size[3] &&
-         stride[0] == size[1] * size[3] * size[2];
+  if (nhwc && t.dim() != 4) return false;
+  const auto sizes = t.sizes(), strides = t.strides();
+  constexpr int kNhwc[] = {1, 3, 2, 0};
+  int64_t stride = 1;
+  for (int64_t i = 0; i < t.dim(); ++i) {
+    const int64_t d = nhwc ? kNhwc[i] : t.dim() - 1 - i;
+    if (sizes[d] != 1 && strides[d] != stride) return false;
+    stride *= sizes[d];
+  }
+  return true;
 }
 
 // The tensor itself where it is dense in that layout already, else a copy. A call of the dispatcher

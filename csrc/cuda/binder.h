@@ -14,20 +14,6 @@ inline void check_cuda(const char* op, cudaError_t error) {
   if (error != cudaSuccess) fail(op, "CUDA: ", cudaGetErrorString(error));
 }
 
-// True where the tensor's memory is exactly that of a dense tensor in this layout; the stride of a
-// dimension of one element means nothing.
-inline bool is_dense(const Tensor& t, bool nhwc) {
-  const auto sizes = t.sizes(), strides = t.strides();
-  constexpr int kNhwc[] = {1, 3, 2, 0};
-  int64_t stride = 1;
-  for (int64_t i = 0; i < t.dim(); ++i) {
-    const int64_t d = nhwc ? kNhwc[i] : t.dim() - 1 - i;
-    if (sizes[d] != 1 && strides[d] != stride) return false;
-    stride *= sizes[d];
-  }
-  return true;
-}
-
 // Makes a tensor's device the current one, and knows its stream and its architecture.
 class OnDevice {
  public:
