@@ -27,6 +27,7 @@
 #define CNNKERN_ISA_LEVEL 3
 namespace cnnkern::avx512_bf16 {
 #include "vec.inc"
+#include "vec_index.inc"
 #include "vec_math.inc"
 
 #include "conv2d.inc"

@@ -21,6 +21,7 @@
 #define CNNKERN_ISA_LEVEL 0
 namespace cnnkern::scalar {
 #include "vec.inc"
+#include "vec_index.inc"
 #include "vec_math.inc"
 #include CNNKERN_KERNELS
 }  // namespace cnnkern::scalar
@@ -34,6 +35,7 @@ namespace cnnkern::scalar {
 #define CNNKERN_ISA_LEVEL 2
 namespace cnnkern::avx2 {
 #include "vec.inc"
+#include "vec_index.inc"
 #include "vec_math.inc"
 #include CNNKERN_KERNELS
 }  // namespace cnnkern::avx2
@@ -48,6 +50,7 @@ namespace cnnkern::avx2 {
 #define CNNKERN_ISA_LEVEL 3
 namespace cnnkern::avx512 {
 #include "vec.inc"
+#include "vec_index.inc"
 #include "vec_math.inc"
 #include CNNKERN_KERNELS
 }  // namespace cnnkern::avx512
