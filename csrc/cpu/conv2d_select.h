@@ -85,10 +85,11 @@ inline bool prefers_conv2d_chwn(const ConvParams& p, bool nhwc, ConvPass pass) {
 // ahead only forwards and backwards to the input, and only where its tiles are many.
 inline bool prefers_conv2d_dots(const ConvParams& p, bool nhwc, ConvPass pass) {
   const int64_t C = p.C / p.groups, K = p.K / p.groups;
-  // Phases of a depthwise gradient have too few taps to pay for a copy each.
+  // Phases of a depthwise gradient have too few taps to pay for a copy each; the weight gradient
+  // has the lanes of one group alone.
   if (nhwc && has_narrow_groups(p) && p.C >= 16)
-    return C > 1 || pass == ConvPass::kFprop ||
-           (pass == ConvPass::kDgrad && p.stride_h == 1 && p.stride_w == 1);
+    return pass == ConvPass::kFprop ||
+           (pass == ConvPass::kDgrad && (C > 1 || (p.stride_h == 1 && p.stride_w == 1)));
   const int64_t lanes = pass == ConvPass::kDgrad ? C : K;
   const int64_t reduced = pass == ConvPass::kFprop ? C : pass == ConvPass::kDgrad ? K : p.P * p.Q;
   if (lanes < 12 && (lanes < 6 || reduced < 6)) return false;
