@@ -12,6 +12,7 @@ from cnnkern import (
     selection,
     triton_kernels,
 )
+from cnnkern._C import empty_cpu_cache
 from cnnkern.analysis import conv_matrix, receptive_field
 from cnnkern.convert import convert, override
 from cnnkern.functional import (
@@ -54,6 +55,7 @@ __all__ = [
     "conv_transpose2d",
     "convert",
     "corr2d",
+    "empty_cpu_cache",
     "functional",
     "fused",
     "lp_pool2d",

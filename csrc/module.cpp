@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <map>
 
+#include "cpu/caching_allocator.h"
 #include "cpu/conv2d_select.h"
 #include "cpu/isa.h"
 #include "cuda/conv2d_select.h"
@@ -101,6 +102,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isas", &available_isas, "The instruction sets that this CPU and build have.");
   m.def("set_cpu_isa", &set_isa, py::arg("name"),
         "Force an instruction set; ValueError if it is not there.");
+  m.def("cpu_cached_bytes", &cached_bytes, "Bytes of freed memory that wait for the next output.");
+  m.def("empty_cpu_cache", &empty_cache, "Give the memory of freed outputs back to the system.");
   m.def(
       "conv2d_algos",
       [] { return std::vector<std::string>(std::begin(kConvAlgoNames), std::end(kConvAlgoNames)); },

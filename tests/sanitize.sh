@@ -19,6 +19,8 @@ export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 export PYTHONPATH="$PWD/$lib" PYTHONSAFEPATH=1
 # Sanitized code is slow, and so many random cases are for the plain build.
 export CNNKERN_FUZZ="${CNNKERN_FUZZ:-0.1}"
+# The blocks of the cache have no red zones.
+export CNNKERN_CPU_CACHE=0
 
 # First see that mistakes are reported in such a process, and that the kernels are instrumented.
 g++ -x c++ -shared -fPIC -fsanitize=address,undefined -fno-sanitize-recover=undefined \

@@ -6,6 +6,7 @@
 #include "conv2d_igemm.h"
 #include "conv2d_run.h"
 #include "conv2d_winograd.h"
+#include "output.h"
 #include "parallel.h"
 #include "tap_conv.h"
 #include "workspace.h"
@@ -83,9 +84,8 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, std::optional<Tensor> b
   check_bias(op, bias, input, p.K);
   const bool nhwc = is_nhwc(input);
   const ConvAlgo chosen = select_conv2d(op, p, dtype, nhwc, algo, ConvPass::kFprop);
-  Tensor out = new_output(input, {p.N, p.K, p.P, p.Q}, nhwc);
+  Tensor out = new_cpu_output(input, {p.N, p.K, p.P, p.Q}, nhwc);
   if (p.N == 0) return out;
-  map_pages(out.data_ptr(), out.numel() * out.element_size());
   const Tensor x = dense(input, nhwc), w = dense(weight, false);
   std::optional<Tensor> b = bias ? std::optional<Tensor>(dense(*bias, false)) : std::nullopt;
   run_conv2d(p, dtype, nhwc, chosen, x.data_ptr(), w.data_ptr(), b ? b->data_ptr() : nullptr,
@@ -124,9 +124,8 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Ints& i
   const bool folds = p.mode != PaddingMode::kZeros;
   // The folded gradient is made in the accumulator type, which only the direct kernels store.
   const ConvAlgo chosen = select_conv2d(op, p, dtype, nhwc, algo, ConvPass::kDgrad);
-  Tensor out = new_output(grad, input_size, nhwc);
+  Tensor out = new_cpu_output(grad, input_size, nhwc);
   if (p.N == 0) return out;
-  map_pages(out.data_ptr(), out.numel() * out.element_size());
   const Tensor g = dense(grad, nhwc), w = dense(weight, false);
   with_storage_type(dtype, [&](auto type) {
     using T = decltype(type);
@@ -167,8 +166,8 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Ints& i
     f.H += p.pad_top + p.pad_bottom, f.W += p.pad_left + p.pad_right;
     f.pad_left = f.pad_right = f.pad_top = f.pad_bottom = 0;
     f.mode = PaddingMode::kZeros;
-    Tensor whole = new_output(grad, {f.N, f.C, f.H, f.W}, nhwc,
-                              sizeof(A) == 8 ? ScalarType::Double : ScalarType::Float);
+    Tensor whole = new_cpu_output(grad, {f.N, f.C, f.H, f.W}, nhwc,
+                                  sizeof(A) == 8 ? ScalarType::Double : ScalarType::Float);
     const View whole_view = view_of(whole.data_ptr(), f.C, f.H, f.W, nhwc);
     for_phases(f, [&](TapConv* phases, size_t count) {
       CNNKERN_ISA_CALL(launch_conv2d_direct<T, A>(

@@ -4,6 +4,7 @@
 #include "conv2d_chwn.h"
 #include "conv2d_run.h"
 #include "mlp_run.h"
+#include "output.h"
 #include "parallel.h"
 #include "tap_conv.h"
 #include "workspace.h"
@@ -27,7 +28,8 @@ void run_by_images(const char* op, const ConvParams& p, DType dtype, bool nhwc, 
   const bool pools = ap.kind != PoolKind::kNone, saves = saved && saved->numel() > 0;
   const bool saves_before =
       saves && (ap.activation == Activation::kGelu || ap.activation == Activation::kSilu);
-  Tensor scratch = new_output(x, {pools && (!saves || saves_before) ? images * conv : 0}, false);
+  Tensor scratch =
+      new_cpu_output(x, {pools && (!saves || saves_before) ? images * conv : 0}, false);
   for (int64_t n = 0; n < p.N; n += images) {
     auto at = [&](const Tensor& t) {  // image n of a tensor
       return static_cast<char*>(t.data_ptr()) + t.numel() / p.N * n * t.element_size();
@@ -73,10 +75,10 @@ Tensor run_block(const char* op, const Tensor& input, const Tensor& weight,
   const bool nhwc = is_nhwc(input);
   const ConvAlgo chosen = select_conv2d_block(op, p, dtype, nhwc, algo);
   const Ints size{p.N, p.K, ap.pool.P, ap.pool.Q};
-  Tensor out = new_output(input, size, nhwc);
-  if (saved && ap.saves_conv()) *saved = new_output(input, conv_size, nhwc);
+  Tensor out = new_cpu_output(input, size, nhwc);
+  if (saved && ap.saves_conv()) *saved = new_cpu_output(input, conv_size, nhwc);
   if (offsets && ap.kind == PoolKind::kMax)
-    *offsets = new_output(input, size, nhwc, ScalarType::Byte);
+    *offsets = new_cpu_output(input, size, nhwc, ScalarType::Byte);
   if (p.N == 0) return out;
   FusedPool f{ap.kind,
               ap.activation,

@@ -3,6 +3,7 @@
 #include "check.h"
 #include "conv2d_run.h"
 #include "mlp_run.h"
+#include "output.h"
 #include "parallel.h"
 #include "tap_conv.h"
 #include "workspace.h"
@@ -86,7 +87,7 @@ Tensor act_pool2d_grad(const Tensor& grad, const Tensor& output, const Tensor& s
              pool_ceil_mode, count_include_pad);
   check_act_pool_grad(op, ap, input_size, grad, output, saved, offsets);
   const bool nhwc = is_nhwc(output);
-  Tensor out = new_output(grad, input_size, nhwc);
+  Tensor out = new_cpu_output(grad, input_size, nhwc);
   if (out.numel() == 0) return out;
   const GradOperands o(ap, grad, output, saved, offsets, nhwc);
   bool ok = true;
@@ -143,8 +144,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_act_pool2d_grad(
                         : new_output(grad, {0}, false),
             need_bias ? conv2d_bias_grad(dz) : new_output(grad, {0}, false)};
   }
-  Tensor dx = new_output(grad, need_input ? sizes_of(input) : Ints{0}, need_input && nhwc);
-  Tensor dw = new_output(grad, need_weight ? sizes_of(weight) : Ints{0}, false);
+  Tensor dx = new_cpu_output(grad, need_input ? sizes_of(input) : Ints{0}, need_input && nhwc);
+  Tensor dw = new_cpu_output(grad, need_weight ? sizes_of(weight) : Ints{0}, false);
   Tensor db = new_output(grad, {need_bias ? p.K : 0}, false);
   const bool input_nhwc = is_nhwc(input);
   const Tensor x = dense(input, input_nhwc), w = dense(weight, false);

@@ -8,6 +8,7 @@
 #include "conv2d_run.h"
 #include "conv2d_select.h"
 #include "conv2d_winograd.h"
+#include "output.h"
 #include "parallel.h"
 #include "tap_conv.h"
 #include "workspace.h"
@@ -31,7 +32,7 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Ints& w
   const bool grad_nhwc = is_nhwc(grad), input_nhwc = is_nhwc(input);
   const ConvAlgo chosen =
       select_conv2d(op, p, dtype, grad_nhwc && input_nhwc, algo, ConvPass::kWgrad);
-  Tensor out = new_output(grad, weight_size, false);
+  Tensor out = new_cpu_output(grad, weight_size, false);
   const Tensor g = dense(grad, grad_nhwc), x = dense(input, input_nhwc);
   with_storage_type(dtype, [&](auto type) {
     using T = decltype(type);

@@ -42,7 +42,7 @@ Tensor scatter(const char* op, IndexMove move, const char* name, const Tensor& i
   check_index_dtype(op, indices, false);
   check_size_is(op, name, input, sizes_of(indices));
   const Tensor from = dense(input, nhwc), at = dense(indices, nhwc);
-  Tensor result = new_output(input, size, nhwc);
+  Tensor result = new_cpu_output(input, size, nhwc);
   IndexJob job =
       make_index_job(op, move, dtype, nhwc, sizes_of(indices), size[2], size[3], from, result);
   job.indices = static_cast<const int64_t*>(at.data_ptr());
@@ -71,7 +71,7 @@ Tensor max_unpool2d_grad(Tensor grad, Tensor indices) {
          to_string(plane));
   const bool nhwc = is_nhwc(grad);
   const Tensor from = dense(grad, nhwc), at = dense(indices, nhwc);
-  Tensor result = new_output(grad, pooled, nhwc);
+  Tensor result = new_cpu_output(grad, pooled, nhwc);
   IndexJob job =
       make_index_job(op, IndexMove::kGather, dtype, nhwc, pooled, plane[2], plane[3], from, result);
   job.indices = static_cast<const int64_t*>(at.data_ptr());
@@ -88,7 +88,7 @@ Tensor max_pool2d_gather(Tensor input, Tensor indices, Ints kernel_size, Ints st
   check_index_dtype(op, indices, true);
   const bool nhwc = is_nhwc(indices);
   const Tensor from = dense(input, nhwc), at = dense(indices, nhwc);
-  Tensor result = new_output(input, sizes_of(indices), nhwc);
+  Tensor result = new_cpu_output(input, sizes_of(indices), nhwc);
   IndexJob job = make_index_job(op, IndexMove::kGather, dtype, nhwc, sizes_of(indices), p.H, p.W,
                                 from, result);
   job.p = p;

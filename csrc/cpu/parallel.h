@@ -18,10 +18,6 @@ void parallel_for(int64_t count, int64_t grain, const F& body) {
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 
-// Maps the pages of a large fresh output at once, which takes two thirds of the time that a fault
-// for each takes; small ones are reused memory, as a rule. What is in the memory stays.
-void map_pages(void* data, int64_t bytes);
-
 // The grain that gives a thread some tens of microseconds of work, at that many vector operations
 // per item.
 inline int64_t grain_for(int64_t cost_per_item) {

@@ -21,7 +21,7 @@ Tensor pool2d(const char* op, const PoolParams& p, PoolKind kind, const Tensor& 
               const Tensor* saved) {
   const DType dtype = dtype_of(op, "input", input);
   const Tensor in = dense(input, nhwc);
-  Tensor output = new_pool_output(input, {p.N, p.C, p.P, p.Q}, nhwc);
+  Tensor output = new_cpu_output(input, {p.N, p.C, p.P, p.Q}, nhwc);
   const PoolTables tables(p);
   PoolJob job = tables.job(p, kind, dtype, nhwc, in, output);
   if (saved && saved->scalar_type() == ScalarType::Byte)
@@ -45,8 +45,8 @@ std::tuple<Tensor, Tensor> max_pool2d(Tensor input, Ints kernel_size, Ints strid
     Tensor output = pool2d(op, p, PoolKind::kMax, input, nhwc, nullptr);
     return {output, new_output(input, {0}, false, ScalarType::Byte)};
   }
-  Tensor saved = new_pool_output(input, {p.N, p.C, p.P, p.Q}, nhwc,
-                                 save == "offsets" ? ScalarType::Byte : ScalarType::Long);
+  Tensor saved = new_cpu_output(input, {p.N, p.C, p.P, p.Q}, nhwc,
+                                save == "offsets" ? ScalarType::Byte : ScalarType::Long);
   Tensor output = pool2d(op, p, PoolKind::kMax, input, nhwc, &saved);
   return {output, saved};
 }
@@ -69,7 +69,7 @@ std::tuple<Tensor, Tensor> adaptive_max_pool2d(Tensor input, Ints output_size) {
   const char* op = "adaptive_max_pool2d";
   const PoolParams p = make_adaptive_pool_params(op, sizes_of(input), output_size);
   const bool nhwc = is_nhwc(input);
-  Tensor indices = new_pool_output(input, {p.N, p.C, p.P, p.Q}, nhwc, ScalarType::Long);
+  Tensor indices = new_cpu_output(input, {p.N, p.C, p.P, p.Q}, nhwc, ScalarType::Long);
   Tensor output = pool2d(op, p, PoolKind::kMax, input, nhwc, &indices);
   return {output, indices};
 }

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <new>
 
+#include "output.h"
 #include "parallel.h"
 #include "pool2d.h"
 #include "pool2d_check.h"
@@ -35,14 +36,6 @@ struct PoolParallel {
     if (no_memory) fail(op, "out of memory for ", scratch_bytes, " bytes of scratch");
   }
 };
-
-// An output that the kernels write as a whole.
-inline Tensor new_pool_output(const Tensor& like, const Ints& sizes, bool nhwc,
-                              std::optional<ScalarType> dtype = std::nullopt) {
-  Tensor output = new_output(like, sizes, nhwc, dtype);
-  map_pages(output.data_ptr(), output.numel() * output.element_size());
-  return output;
-}
 
 // The tables of a pool, and the job that points into them.
 struct PoolTables {

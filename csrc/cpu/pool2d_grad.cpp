@@ -89,7 +89,7 @@ Tensor max_pool2d_grad(Tensor grad, Tensor indices, Ints input_size, Ints kernel
   check_size_is(op, "grad", grad, {p.N, p.C, p.P, p.Q});
   const bool nhwc = is_nhwc(indices);
   const Tensor from = dense(grad, nhwc), offsets = dense(indices, nhwc);
-  Tensor result = new_pool_output(grad, input_size, nhwc);
+  Tensor result = new_cpu_output(grad, input_size, nhwc);
   PoolTables tables(p);
   tables.add_covers(p);
   PoolJob job = tables.job(p, PoolKind::kMax, dtype, nhwc, result, from);
@@ -105,7 +105,7 @@ Tensor avg_grad(const char* op, const Tensor& grad, const Ints& input_size, cons
   check_size_is(op, "grad", grad, {p.N, p.C, p.P, p.Q});
   const bool nhwc = is_nhwc(grad);
   const Tensor from = dense(grad, nhwc);
-  Tensor result = new_pool_output(grad, input_size, nhwc);
+  Tensor result = new_cpu_output(grad, input_size, nhwc);
   PoolTables tables(p);
   tables.add_covers(p);
   const PoolJob job = tables.job(p, PoolKind::kAvg, dtype, nhwc, result, from);
