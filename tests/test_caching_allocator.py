@@ -116,3 +116,13 @@ def test_the_environment_turns_it_off(on):
         [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True
     )
     assert int(run.stdout) == on * 2 * 64 * 256 * 256 * 4
+
+
+def test_a_large_output_is_a_tensor_like_any():
+    y = pooled(8)
+    view, copy = y.view(-1), y.clone()
+    y.add_(1).share_memory_()
+    torch.testing.assert_close(y, copy + 1)
+    assert view.numel() == y.numel() and y.resize_(4, 4).shape == (4, 4)
+    with pytest.raises(RuntimeError, match="not resizable"):
+        pooled(8).resize_(2**23)
