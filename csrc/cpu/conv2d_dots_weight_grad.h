@@ -39,7 +39,8 @@ inline void spread_planes(TapConv& t, bool all) {
 }
 
 inline DotGradPlan plan_dots_weight_grad(const ConvParams& p, const View& input, int64_t lanes) {
-  constexpr int64_t kPixels = 256, kSums = 128 << 10, kChannels = 64, kRows = 256, kItems = 16;
+  constexpr int64_t kPixels = 400, kSums = 512 << 10, kChannels = 64, kRows = 512;
+  constexpr int64_t kItems = 16, kFewItems = 8, kChunks = 4;
   constexpr int64_t kMaxPartials = 16 << 20, kShortRow = 32, kAlias = 2048;
   DotGradPlan g{fprop_taps(p)};
   TapConv& t = g.tc;
@@ -67,7 +68,11 @@ inline DotGradPlan plan_dots_weight_grad(const ConvParams& p, const View& input,
   g.item_pairs = ceil_div(g.pairs, g.k_items);
   g.c_items = ceil_div(g.c_blocks, g.item_blocks), g.k_items = ceil_div(g.pairs, g.item_pairs);
   g.tile = taps * lanes * 2 * lanes;
-  const int64_t splits = std::min(kItems / g.items(), kMaxPartials / (g.items() * g.item_sums()));
+  // Shares of less than kChunks would spend their time on partials.
+  const int64_t few = ceil_div(kFewItems, g.items());
+  const int64_t shares = std::max<int64_t>(1, g.chunks / kChunks / few) * few;
+  const int64_t splits =
+      std::min({shares, kItems / g.items(), kMaxPartials / (g.items() * g.item_sums())});
   g.splits = std::clamp<int64_t>(splits, 1, std::max<int64_t>(1, g.chunks));
   return g;
 }

@@ -69,10 +69,13 @@ inline bool has_few_products(const ConvParams& p) {
 }
 // Many images too small to fill the other algorithms' vectors. It keeps the bits of the algorithm
 // that computes an image alone.
+inline bool is_small_conv2d(const ConvParams& p) {
+  constexpr int64_t kRow = 32;
+  return supports_conv2d_chwn(p).empty() && std::max(p.W, p.Q) <= kRow && has_few_products(p);
+}
 inline bool suits_conv2d_chwn(const ConvParams& p) {
-  constexpr int64_t kImages = 32, kRow = 32;
-  return supports_conv2d_chwn(p).empty() && p.N >= kImages && std::max(p.W, p.Q) <= kRow &&
-         has_few_products(p);
+  constexpr int64_t kImages = 32;
+  return p.N >= kImages && is_small_conv2d(p);
 }
 inline bool prefers_conv2d_chwn(const ConvParams& p, bool nhwc, ConvPass pass) {
   const int64_t C = p.C / p.groups, K = p.K / p.groups;
@@ -93,6 +96,7 @@ inline bool prefers_conv2d_dots(const ConvParams& p, bool nhwc, ConvPass pass) {
   const int64_t lanes = pass == ConvPass::kDgrad ? C : K;
   const int64_t reduced = pass == ConvPass::kFprop ? C : pass == ConvPass::kDgrad ? K : p.P * p.Q;
   if (lanes < 12 && (lanes < 6 || reduced < 6)) return false;
+  if (lanes < 12 && pass != ConvPass::kWgrad && is_small_conv2d(p)) return false;  // chwn, direct
   const bool by_winograd = prefers_conv2d_winograd(p, DType::kBFloat16);
   return !by_winograd || pass == ConvPass::kWgrad || std::min(p.P, p.Q) < 28;
 }
