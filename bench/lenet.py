@@ -10,6 +10,7 @@ import copy
 import io
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -104,14 +105,6 @@ def training_step(
     return step
 
 
-def inference(net: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], Tensor]:
-    def call() -> Tensor:
-        with torch.inference_mode():
-            return net(images)
-
-    return call
-
-
 def peers(book: nn.Module, images: Tensor) -> dict[str, Callable[[], Tensor]]:
     """Give the same network in the inference engines that are installed."""
     found: dict[str, Callable[[], Tensor]] = {}
@@ -160,14 +153,17 @@ def candidates(
         nets["ours_compile"] = torch.compile(copy.deepcopy(mine))
     if which == "train":
         return {name: training_step(net, images, labels, args.graph) for name, net in nets.items()}
-    made = {name: inference(net, images) for name, net in nets.items()}
+    made = {name: partial(net, images) for name, net in nets.items()}
     if args.graph:
         return {name: graphed(call) for name, call in made.items()}
     return made | peers(book.eval(), images)
 
 
 def measure(report: Report, activation: str, pool: str, which: str, batch: int) -> None:
-    """Time one row: every network takes turns, once all agree on the scores."""
+    """Time one row: every network takes turns, once all agree on the scores.
+
+    Inference is all in one inference_mode, as in a server.
+    """
     title = f"lenet N={batch}"
     chosen = candidates(report.options, activation, pool, which, batch)
     try:
@@ -207,7 +203,8 @@ def main() -> int:
     for activation, pool in (("sigmoid", "avg"), ("relu", "max")):
         for which, batch in (("train", BATCH), ("infer", BATCH), ("infer", 1)):
             if f"lenet N={batch} {which} {activation}".startswith(args.only):
-                measure(report, activation, pool, which, batch)
+                with torch.inference_mode(which == "infer"):
+                    measure(report, activation, pool, which, batch)
     return report.finish(COLUMNS)
 
 

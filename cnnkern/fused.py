@@ -37,10 +37,36 @@ def _takes_ops(input: Tensor) -> bool:
 
 
 def _has_hooks(layers: Iterable[nn.Module]) -> bool:
-    return any(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-        for m in layers
-    )
+    for layer in layers:  # in the instance's dict, as looking at classes takes half as long again
+        d = layer.__dict__
+        if (
+            d["_forward_hooks"]
+            or d["_forward_pre_hooks"]
+            or d["_backward_hooks"]
+            or d["_backward_pre_hooks"]
+        ):
+            return True
+    return False
+
+
+def _parameters_of(layers: Iterable[nn.Module]) -> tuple[list[Tensor], list[Tensor]] | None:
+    """Return the layers' weights and biases, unless one has no bias."""
+    weights, biases = [], []
+    for layer in layers:
+        parameters = layer._parameters
+        if parameters["bias"] is None:
+            return None
+        weights.append(parameters["weight"])
+        biases.append(parameters["bias"])
+    return weights, biases
+
+
+def _activation_between(kinds: tuple[type, ...]) -> str | None:
+    """Return the activation between linear layers, unless these types are something else."""
+    between = set(kinds[1::2]) or {nn.Identity}
+    if len(kinds) % 2 == 0 or len(between) > 1 or set(kinds[::2]) != {nn.Linear}:
+        return None
+    return _ACTIVATIONS.get(between.pop())
 
 
 class MLP(nn.Sequential):
@@ -54,26 +80,24 @@ class MLP(nn.Sequential):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        layers = self.linear_layers() if input.dim() == 2 and _takes_ops(input) else None
-        if layers is None:
-            return super().forward(input)
-        return torch.ops.cnnkern.mlp.default(input, *layers)[-1]
+        if input.dim() == 2 and _takes_ops(input):
+            layers = self.layers()
+            activation = _activation_between(tuple(map(type, layers)))
+            parameters = None if activation is None else self.parameters_of(layers)
+            if parameters is not None:
+                return torch.ops.cnnkern.mlp.default(input, *parameters, activation)[-1]
+        return super().forward(input)
 
-    def linear_layers(self) -> tuple[list[Tensor], list[Tensor], str] | None:
-        """Return weights, biases and the activation, unless the op does not take them."""
-        layers = tuple(self._modules.values())
-        linears, between = layers[::2], layers[1::2]
-        if len(layers) % 2 == 0 or _has_hooks(layers):
+    def layers(self) -> tuple[nn.Module, ...]:
+        return tuple(self._modules.values())
+
+    @staticmethod
+    def parameters_of(layers: tuple[nn.Module, ...]) -> tuple[list[Tensor], list[Tensor]] | None:
+        """Return weights and biases of layers of those types, unless the op does not take them."""
+        parameters = None if _has_hooks(layers) else _parameters_of(layers[::2])
+        if parameters is None or sum(map(Tensor.numel, parameters[0])) > _MAX_WEIGHTS:
             return None
-        kinds = {type(layer) for layer in between} or {nn.Identity}
-        activation = _ACTIVATIONS.get(kinds.pop())
-        if kinds or activation is None or any(type(layer) is not nn.Linear for layer in linears):
-            return None
-        weights = [layer._parameters["weight"] for layer in linears]
-        biases = [layer._parameters["bias"] for layer in linears]
-        if any(b is None for b in biases) or sum(map(Tensor.numel, weights)) > _MAX_WEIGHTS:
-            return None
-        return weights, biases, activation
+        return parameters
 
 
 class ConvMLP(nn.Module):
@@ -92,7 +116,7 @@ class ConvMLP(nn.Module):
         super().__init__()
         self.features = nn.Sequential(*features)
         self.classifier = MLP(*classifier)
-        self._options = self._geometry = None
+        self._options = self._common = None
 
     def forward(self, images: Tensor) -> Tensor:
         call = self._whole_call(images)
@@ -107,26 +131,23 @@ class ConvMLP(nn.Module):
             return None
         if type(features) is not nn.Sequential or type(classifier) is not MLP:
             return None
-        blocks = tuple(features._modules.values())
-        if any(type(block) is not ConvBlock for block in blocks):
+        blocks, layers = tuple(features._modules.values()), classifier.layers()
+        kinds = tuple(map(type, layers))
+        if not {*map(type, blocks)} <= {ConvBlock}:
             return None
-        if _has_hooks((features, classifier, *blocks)):
-            return None
-        layers = classifier.linear_layers()
-        if layers is None:
-            return None
-        options = [layers[2], *(_block_options(block) for block in blocks)]
+        options = [kinds, *map(_block_options, blocks)]
         if torch.compiler.is_compiling():  # which would compile again for what is kept here
-            geometry = _common_options(*options)
+            common = _common_options(*options)
         else:
             if options != self._options:  # they are attributes, which may have changed since
-                self._geometry, self._options = _common_options(*options), options
-            geometry = self._geometry
-        biases = [block._parameters["bias"] for block in blocks]
-        if geometry is None or any(b is None for b in biases):
+                self._common, self._options = _common_options(*options), options
+            common = self._common
+        if common is None or _has_hooks((features, classifier, *blocks)):
             return None
-        weights = [block._parameters["weight"] for block in blocks]
-        return [weights, biases, *geometry, *layers[:2]]
+        of_blocks, of_layers = _parameters_of(blocks), classifier.parameters_of(layers)
+        if of_blocks is None or of_layers is None:
+            return None
+        return [*of_blocks, *common, *of_layers]
 
 
 def _block_options(block: ConvBlock) -> tuple:
@@ -138,12 +159,14 @@ def _block_options(block: ConvBlock) -> tuple:
     )  # fmt: skip
 
 
-def _common_options(between: str, *blocks: tuple) -> tuple[list[int], str, str, str] | None:
-    """Return conv_mlp's options of all blocks, unless it does not take them."""
+def _common_options(
+    kinds: tuple[type, ...], *blocks: tuple
+) -> tuple[list[int], str, str, str] | None:
+    """Return conv_mlp's options of all blocks and layers, unless it does not take them."""
     if not blocks or any(block[-4:] != blocks[0][-4:] for block in blocks):
         return None
     padding_mode, algo, activation, pool = blocks[0][-4:]
-    if padding_mode != "zeros" or algo in TRITON_ALGOS or activation != between:
+    if padding_mode != "zeros" or algo in TRITON_ALGOS or activation != _activation_between(kinds):
         return None
     geometry: list[int] = []
     for stride, padding, dilation, groups, window, step, pool_padding, ceil, count, *_ in blocks:

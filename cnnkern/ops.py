@@ -93,7 +93,8 @@ CPU_SCHEMAS = (
     "str activation='none', bool need_input=True, bool need_params=True) -> Tensor[]",
     # Fused blocks, then linear layers. Of each block 17 numbers, in the order of
     # conv2d_act_pool2d's arguments from stride to groups and from pool_kernel_size on. Results: the
-    # scores; if save, each block's three results and each hidden layer's output.
+    # scores; if save, each block's three results and each hidden layer's output, for conv_mlp_grad
+    # with the same arguments: how the blocks' lie in memory is theirs to know.
     "conv_mlp(Tensor input, Tensor[] conv_weights, Tensor[] conv_biases, int[] geometry, str algo, "
     "str activation, str pool, Tensor[] weights, Tensor[] biases, bool save=False) -> Tensor[]",
     # Results: the gradients of the input, then of each block's and each layer's weight and bias.

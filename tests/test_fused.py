@@ -116,6 +116,21 @@ def test_a_network_is_its_layers(pool, activation, images, format):
         assert torch.equal(net(x), y)
 
 
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+@pytest.mark.parametrize(("algo", "images"), (("auto", 32), ("auto", 45), ("chwn", 3)))
+@pytest.mark.parametrize("pool", ("none", "avg", "max"))
+def test_images_in_lanes_between_blocks(pool, algo, images, dtype, cpu_isa):
+    """Whole blocks of images and what is left of one, from forward to backward."""
+    torch.manual_seed(0)
+    net = network("sigmoid", pool, algo=algo).to(dtype)
+    x = values((images, 2, 12, 11), 0, 1 / 16).to(dtype).requires_grad_()
+    y, expected = net(x), layer_by_layer(net, x)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
+    for one, want in zip(gradients(y, net, x), gradients(expected, net, x), strict=True):
+        torch.testing.assert_close(one, want, rtol=1e-4, atol=1e-5)
+
+
 def called(net, x, monkeypatch):
     """Return the output, and whether the network took its own op."""
     calls = []

@@ -63,7 +63,8 @@ Tensor run_block(const char* op, const Tensor& input, const Tensor& weight,
                  const Ints& dilation, int64_t groups, const std::string& padding_mode,
                  const std::string& algo, const std::string& activation, const std::string& pool,
                  const Ints& pool_kernel_size, const Ints& pool_stride, const Ints& pool_padding,
-                 bool pool_ceil_mode, bool count_include_pad, Tensor* saved, Tensor* offsets) {
+                 bool pool_ceil_mode, bool count_include_pad, Tensor* saved, Tensor* offsets,
+                 InLanes lanes) {
   const DType dtype = dtype_of(op, "input", input);
   check_same(op, "weight", weight, "input", input);
   const ConvParams p = make_conv_params(op, sizes_of(input), sizes_of(weight), stride, padding,
@@ -73,7 +74,8 @@ Tensor run_block(const char* op, const Tensor& input, const Tensor& weight,
   const ActPool ap(op, conv_size, activation, pool, pool_kernel_size, pool_stride, pool_padding,
                    pool_ceil_mode, count_include_pad);
   const bool nhwc = is_nhwc(input);
-  const ConvAlgo chosen = select_conv2d_block(op, p, dtype, nhwc, algo);
+  const ConvAlgo chosen =
+      lanes.saved ? ConvAlgo::kChwn : select_conv2d_block(op, p, dtype, nhwc, algo);
   const Ints size{p.N, p.K, ap.pool.P, ap.pool.Q};
   Tensor out = new_cpu_output(input, size, nhwc);
   if (saved && ap.saves_conv()) *saved = new_cpu_output(input, conv_size, nhwc);
@@ -110,10 +112,10 @@ Tensor run_block(const char* op, const Tensor& input, const Tensor& weight,
   }
   with_storage_type(dtype, [&](auto type) {
     using T = decltype(type);
-    const View in_view = view_of(x.data_ptr(), p.C, p.H, p.W, nhwc);
-    const View out_view = view_of(out.data_ptr(), p.K, size[2], size[3], nhwc);
-    const View saved_view = saved ? view_or_null(*saved, conv_size, nhwc) : View{};
-    const View offsets_view = offsets ? view_or_null(*offsets, size, nhwc) : View{};
+    const View in_view = view_or_null(x, sizes_of(x), nhwc, lanes.input);
+    const View out_view = view_or_null(out, size, nhwc, lanes.output);
+    const View saved_view = saved ? view_or_null(*saved, conv_size, nhwc, lanes.saved) : View{};
+    const View offsets_view = offsets ? view_or_null(*offsets, size, nhwc, lanes.saved) : View{};
     const T* weights = static_cast<const T*>(w.data_ptr());
     const T* biases = b ? static_cast<const T*>(b->data_ptr()) : nullptr;
     if (chosen == ConvAlgo::kChwn)

@@ -36,7 +36,7 @@ struct GradOperands {
   View grad_view, output_view, saved_view, offsets_view;
 
   GradOperands(ActPool& ap, const Tensor& g, const Tensor& y, const Tensor& z, const Tensor& at,
-               bool nhwc)
+               bool nhwc, InLanes lanes = {})
       : grad(dense(g, nhwc)),
         output(dense(y, nhwc)),
         saved(z.numel() ? dense(z, nhwc) : z),
@@ -65,9 +65,10 @@ struct GradOperands {
          ap.rows.offsets.data(),
          ap.cols.offsets.data(),
          p.S == 2 && p.stride_w == 2 && p.pad_w == 0 && p.W == 2 * p.Q};
-    grad_view = view_or_null(grad, size, nhwc), output_view = view_or_null(output, size, nhwc);
-    saved_view = view_or_null(saved, conv_size, nhwc);
-    offsets_view = view_or_null(offsets, size, nhwc);
+    grad_view = view_or_null(grad, size, nhwc, lanes.output);
+    output_view = view_or_null(output, size, nhwc, lanes.output);
+    saved_view = view_or_null(saved, conv_size, nhwc, lanes.saved);
+    offsets_view = view_or_null(offsets, size, nhwc, lanes.saved);
   }
 };
 
@@ -108,11 +109,16 @@ bool fuses(const char* op, const ConvParams& p, const ActPool& ap, DType dtype, 
   const bool narrow = dtype == DType::kBFloat16 || dtype == DType::kFloat16;
   if (narrow || select_conv2d_block(op, p, dtype, nhwc, algo) != ConvAlgo::kChwn) return false;
   auto chosen = [&](ConvPass pass) { return select_conv2d(op, p, dtype, nhwc, algo, pass); };
-  if (need_input && chosen(ConvPass::kDgrad) != ConvAlgo::kChwn) return false;
+  if (need_input && chosen(ConvPass::kDgrad) == ConvAlgo::kWinograd) return false;
   return chosen(ConvPass::kWgrad) != ConvAlgo::kWinograd && supports_block_grad(p, ap, need_input);
 }
 
 }  // namespace
+
+bool takes_lanes(const char* op, const ConvParams& p, const ActPool& ap, DType dtype, bool nhwc,
+                 const std::string& algo) {
+  return p.N > 0 && fuses(op, p, ap, dtype, nhwc, algo, true);
+}
 
 std::tuple<Tensor, Tensor, Tensor> conv2d_act_pool2d_grad(
     const Tensor& grad, const Tensor& input, const Tensor& weight, const Tensor& output,
@@ -120,7 +126,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_act_pool2d_grad(
     const Ints& dilation, int64_t groups, const std::string& padding_mode, const std::string& algo,
     const std::string& activation, const std::string& pool, const Ints& pool_kernel_size,
     const Ints& pool_stride, const Ints& pool_padding, bool pool_ceil_mode, bool count_include_pad,
-    bool need_input, bool need_weight, bool need_bias) {
+    bool need_input, bool need_weight, bool need_bias, InLanes lanes) {
   const char* op = "conv2d_act_pool2d_grad";
   const DType dtype = dtype_of(op, "grad", grad);
   check_same(op, "input", input, "grad", grad);
@@ -132,7 +138,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_act_pool2d_grad(
              pool_ceil_mode, count_include_pad);
   check_act_pool_grad(op, ap, conv_size, grad, output, saved, offsets);
   const bool nhwc = is_nhwc(output);
-  if (p.N == 0 || !fuses(op, p, ap, dtype, nhwc, algo, need_input)) {
+  if (p.N == 0 || !(lanes.saved || fuses(op, p, ap, dtype, nhwc, algo, need_input))) {
     const Tensor dz =
         act_pool2d_grad(grad, output, saved, offsets, conv_size, activation, pool, pool_kernel_size,
                         pool_stride, pool_padding, pool_ceil_mode, count_include_pad);
@@ -149,10 +155,10 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_act_pool2d_grad(
   Tensor db = new_output(grad, {need_bias ? p.K : 0}, false);
   const bool input_nhwc = is_nhwc(input);
   const Tensor x = dense(input, input_nhwc), w = dense(weight, false);
-  const GradOperands o(ap, grad, output, saved, offsets, nhwc);
-  const BlockGrads out{view_or_null(dx, sizes_of(input), nhwc),
+  const GradOperands o(ap, grad, output, saved, offsets, nhwc, lanes);
+  const BlockGrads out{view_or_null(dx, sizes_of(input), nhwc, lanes.input),
                        need_weight ? dw.data_ptr() : nullptr, need_bias ? db.data_ptr() : nullptr};
-  const View in_view = view_of(x.data_ptr(), p.C, p.H, p.W, input_nhwc);
+  const View in_view = view_or_null(x, sizes_of(x), input_nhwc, lanes.input);
   const SumOrder order = sum_order(p, nhwc, ConvPass::kDgrad);
   auto launch = [&](auto type) {
     using T = decltype(type);
@@ -164,9 +170,26 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_act_pool2d_grad(
   return {dx, dw, db};
 }
 
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor> block_grad(
+    const Tensor& grad, const Tensor& input, const Tensor& weight, const Tensor& output,
+    const Tensor& saved, const Tensor& offsets, const Ints& stride, const Ints& padding,
+    const Ints& dilation, int64_t groups, const std::string& padding_mode, const std::string& algo,
+    const std::string& activation, const std::string& pool, const Ints& pool_kernel_size,
+    const Ints& pool_stride, const Ints& pool_padding, bool pool_ceil_mode, bool count_include_pad,
+    bool need_input, bool need_weight, bool need_bias) {
+  return conv2d_act_pool2d_grad(grad, input, weight, output, saved, offsets, stride, padding,
+                                dilation, groups, padding_mode, algo, activation, pool,
+                                pool_kernel_size, pool_stride, pool_padding, pool_ceil_mode,
+                                count_include_pad, need_input, need_weight, need_bias);
+}
+
+}  // namespace
+
 }  // namespace cnnkern
 
 STABLE_TORCH_LIBRARY_IMPL(cnnkern, CPU, m) {
   m.impl("act_pool2d_grad", TORCH_BOX(&cnnkern::act_pool2d_grad));
-  m.impl("conv2d_act_pool2d_grad", TORCH_BOX(&cnnkern::conv2d_act_pool2d_grad));
+  m.impl("conv2d_act_pool2d_grad", TORCH_BOX(&cnnkern::block_grad));
 }

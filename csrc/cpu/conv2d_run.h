@@ -20,8 +20,11 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Ints& w
                           int64_t groups, const std::string& padding_mode, const std::string& algo);
 Tensor conv2d_bias_grad(const Tensor& grad);
 
-inline View view_or_null(const Tensor& t, const Ints& size, bool nhwc) {
-  return t.numel() == 0 ? View{} : view_of(t.data_ptr(), size[1], size[2], size[3], nhwc);
+inline View view_or_null(const Tensor& t, const Ints& size, bool nhwc, bool lanes = false) {
+  if (t.numel() == 0) return {};
+  View view = view_of(t.data_ptr(), size[1], size[2], size[3], nhwc && !lanes);
+  view.lanes = lanes;
+  return view;
 }
 
 }  // namespace cnnkern

@@ -276,11 +276,17 @@ constexpr size_t kMaxPhases = 16;
 struct View {
   void* data;
   int64_t n, c, h, w;
+  // Images in lanes: kLaneImages of them at a time, at the end what is left, lie as
+  // [C][H][W][image] where they lay one after the other; n, c, h and w are those of an image alone.
+  // Of kernels whose lanes are images only: see lane_block().
+  bool lanes = false;
   template <typename T>
   T* at(int64_t in, int64_t ic, int64_t ih, int64_t iw) const {
     return static_cast<T*>(data) + in * n + ic * c + ih * h + iw * w;
   }
 };
+
+constexpr int64_t kLaneImages = 16;
 
 inline View view_of(void* data, int64_t C, int64_t H, int64_t W, bool nhwc) {
   return nhwc ? View{data, C * H * W, 1, W * C, C} : View{data, C * H * W, H * W, W, 1};
