@@ -135,8 +135,7 @@ inline GemmGradPlan plan_igemm_weight_grad(const ConvParams& p, const View& grad
   TapConv& t = g.tc;
   join_residues(t);
   const int64_t taps = t.taps.size();
-  // Of many channels that are read as they lie, each in a line of its own, L1 keeps fewer pixels.
-  const int64_t pixels_at_once = taps == 1 ? 192 : 384;
+  const int64_t pixels_at_once = taps == 1 ? 256 : 384;  // which L2 keeps beside the next ones
   t.col_blocks = ceil_div(t.Q, pixels_at_once);
   if (t.P == 1) t.col_blocks = even_blocks(t.col_blocks, t.N, t.col_blocks * 2);
   t.block_cols = ceil_div(t.Q, t.col_blocks);
