@@ -129,18 +129,19 @@ struct GemmGradPlan {
 inline GemmGradPlan plan_igemm_weight_grad(const ConvParams& p, const View& grad, const View& input,
                                            bool can_stay, int64_t size, int64_t rows,
                                            int64_t lanes) {
-  constexpr int64_t kPixels = 384, kRows = 256, kSums = 32 << 10, kChannels = 64, kItems = 16;
+  constexpr int64_t kRows = 256, kSums = 32 << 10, kChannels = 64, kItems = 16;
   constexpr int64_t kMaxPartials = 16 << 20, kAlias = 4096;
   GemmGradPlan g{fprop_taps(p)};
   TapConv& t = g.tc;
   join_residues(t);
   const int64_t taps = t.taps.size();
-  t.col_blocks = ceil_div(t.Q, kPixels);
+  const int64_t pixels_at_once = taps == 1 ? 256 : 384;  // which L2 keeps beside the next ones
+  t.col_blocks = ceil_div(t.Q, pixels_at_once);
   if (t.P == 1) t.col_blocks = even_blocks(t.col_blocks, t.N, t.col_blocks * 2);
   t.block_cols = ceil_div(t.Q, t.col_blocks);
   t.col_blocks = ceil_div(t.Q, t.block_cols);
   t.pitch = copy_width(t, t.block_cols);
-  t.row_blocks = ceil_div(t.P, std::clamp<int64_t>(kPixels / t.block_cols, 1, t.P));
+  t.row_blocks = ceil_div(t.P, std::clamp<int64_t>(pixels_at_once / t.block_cols, 1, t.P));
   t.block_rows = ceil_div(t.P, t.row_blocks);
   t.row_blocks = ceil_div(t.P, t.block_rows);
   t.plane = copy_height(t, t.block_rows) * t.pitch;
