@@ -67,7 +67,6 @@ class Cache {
   bool give(const Block& block) {
     std::unique_lock<std::mutex> lock{mutex_, std::try_to_lock};
     if (!lock) return false;
-    (void)madvise(block.data, block.bytes, MADV_FREE);
     in_use_ -= std::min(in_use_, block.bytes);
     blocks_.push_back(block);
     cached_ += block.bytes;

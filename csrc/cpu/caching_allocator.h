@@ -11,8 +11,8 @@ struct Block {
 };
 
 // What is in use and what is kept never add up to more than the most that was in use at one time,
-// and a block that has to be mapped takes the place of kept ones. The system may take back what is
-// kept when it is short of memory.
+// and a block that has to be mapped takes the place of kept ones. To mark kept pages as free for
+// the system (MADV_FREE) was measured: a fifth of a kernel's time, at the next one's first writes.
 Block allocate_block(size_t bytes);  // of at least `bytes`
 void free_block(Block block);
 
