@@ -172,6 +172,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_act_pool2d_grad(
 
 namespace {
 
+// The op, whose tensors are never in lanes: boxing knows no default arguments.
 std::tuple<Tensor, Tensor, Tensor> block_grad(
     const Tensor& grad, const Tensor& input, const Tensor& weight, const Tensor& output,
     const Tensor& saved, const Tensor& offsets, const Ints& stride, const Ints& padding,
