@@ -242,7 +242,8 @@ def _loop_peak(threads: int, isa: str | None, name: str) -> float | None:
         flops.restype = ctypes.c_long
         iterations, best = 1_000_000, 0.0
         with ThreadPoolExecutor(threads) as pool:  # ctypes lets go of the GIL
-            for _ in range(8):
+            for _ in range(16):
+                time.sleep(0.1)  # spread over two seconds: the threads may share a core at first
                 start = time.perf_counter()
                 list(pool.map(lambda _: loop(iterations, 0.5), range(threads)))
                 seconds = time.perf_counter() - start
