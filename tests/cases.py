@@ -394,6 +394,8 @@ POOLS = (
     Pool("tall_overlap", (1, 2, 97, 45), (3, 3), (1, 1), (1, 1)),
     Pool("tall_steps", (17, 1, 130, 41), (7, 3), (3, 2), (3, 1)),
     Pool("wide_dilation", (1, 3, 14, 43), (3, 3), (1, 2), (1, 1), (2, 2)),
+    # The same of channels_last: more channels than the CPU takes at a time.
+    Pool("overlap_channels", (1, 51, 6, 66), (5, 5), (1, 1), (2, 2)),
     Pool("window256", (1, 2, 17, 18), (16, 16), (1, 1)),  # the last offset a byte can hold
     Pool("window289", (1, 2, 18, 17), (17, 17), (1, 1)),  # one that it cannot
     Pool("ceil", (2, 3, 8, 7), (3, 2), (2, 2), ceil_mode=True),
