@@ -10,6 +10,7 @@
 #include "cpu/caching_allocator.h"
 #include "cpu/conv2d_select.h"
 #include "cpu/isa.h"
+#include "cpu/output.h"
 #include "cuda/conv2d_select.h"
 #include "geometry.h"
 
@@ -104,6 +105,8 @@ PYBIND11_MODULE(_C, m) {
         "Force an instruction set; ValueError if it is not there.");
   m.def("cpu_cached_bytes", &cached_bytes, "Bytes of freed memory that wait for the next output.");
   m.def("empty_cpu_cache", &empty_cache, "Give the memory of freed outputs back to the system.");
+  m.def("poison_cpu_outputs", &poison_outputs, py::arg("on"),
+        "Tests only: fill new CPU outputs with NaN, so that what is not written is seen.");
   m.def(
       "conv2d_algos",
       [] { return std::vector<std::string>(std::begin(kConvAlgoNames), std::end(kConvAlgoNames)); },
