@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from cnnkern import _C
 from cnnkern.arguments import pair, sides, single
 from cnnkern.nn import ConvBlock
 from cnnkern.ops import TRITON_ALGOS, network_text
@@ -37,14 +38,16 @@ def _takes_ops(input: Tensor) -> bool:
     )
 
 
-def _plain_parameters(layers: Iterable[nn.Module]) -> list[Tensor] | None:
-    """Return each layer's weight and bias, unless one has a hook or lacks either.
+def _plain_parameters(modules: Iterable[nn.Module]) -> list[Tensor] | None:
+    """Return each module's weight and bias, unless one has a hook or only one of the two.
 
-    Layers without parameters have none to return.
+    Modules without parameters have none to return.
     """
-    found: list[Tensor] = []
-    for layer in layers:  # in the instance's dict: a module's attributes take three times as long
-        d = layer.__dict__
+    if not torch.compiler.is_compiling():
+        return _C.plain_parameters(modules)
+    found: list[Tensor] = []  # what the compiler traces
+    for module in modules:
+        d = module.__dict__
         if (
             d["_forward_hooks"]
             or d["_forward_pre_hooks"]
@@ -54,13 +57,9 @@ def _plain_parameters(layers: Iterable[nn.Module]) -> list[Tensor] | None:
             return None
         parameters = d["_parameters"]
         if parameters:
-            try:
-                weight, bias = parameters["weight"], parameters["bias"]
-            except KeyError:  # an attribute of that name may be no parameter
+            if parameters.get("weight") is None or parameters.get("bias") is None:
                 return None
-            if weight is None or bias is None:
-                return None
-            found += weight, bias
+            found += parameters["weight"], parameters["bias"]
     return found
 
 
@@ -122,13 +121,13 @@ class ConvMLP(nn.Module):
 
     def _whole_call(self, images: Tensor) -> tuple[list[Tensor], str] | None:
         """Return the op's arguments after the images, unless it does not take the network."""
-        own = self.__dict__
+        own = self.__dict__  # a module's attributes take three times as long as its dict's items
         features, classifier = own["_modules"]["features"], own["_modules"]["classifier"]
         if images.dim() != 4 or not _takes_ops(images):
             return None
         if type(features) is not nn.Sequential or type(classifier) is not MLP:
             return None
-        blocks, layers = features.__dict__["_modules"].values(), classifier._modules.values()
+        blocks, layers = features._modules.values(), classifier._modules.values()
         for block in blocks:
             if type(block) is not ConvBlock:
                 return None

@@ -1,7 +1,7 @@
 """What every test gets: poisoned memory, the markers, and the targets that kernels run on.
 
-`torch.use_deterministic_algorithms(True)` fills every fresh tensor with NaN, inside the ops too, and
-`_C.poison_cpu_outputs` those that the CPU's ops return, so an element that a kernel forgets to
+`torch.use_deterministic_algorithms(True)` fills every fresh tensor with NaN, inside the ops too,
+and `_C.poison_cpu_outputs` those that the CPU's ops return, so an element that a kernel forgets to
 write is seen. Both are on for all tests.
 
 Tests that take a GPU target carry the marker `gpu`. tests/run_gpu.py runs them, on a GPU or, where

@@ -171,6 +171,15 @@ def test_a_network_may_change_between_calls(monkeypatch):
     check(False)
     hook.remove()
     check(True)
+    weight = net.classifier[0].weight
+    del net.classifier[0].weight
+    net.classifier[0].weight = 2 * weight.detach()  # no parameter
+    check(False)
+    net.classifier[0].weight = weight
+    net.classifier[0]._forward_hooks = {0: lambda module, inputs, output: 2 * output}
+    check(False)
+    net.classifier[0]._forward_hooks = {}
+    check(True)
     net.features[0].bias = None
     check(False)
 
