@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn.modules import module as torch_module
 
 from cnnkern import _C
@@ -38,14 +39,13 @@ def _takes_ops(input: Tensor) -> bool:
     )
 
 
-def _plain_parameters(modules: Iterable[nn.Module]) -> list[Tensor] | None:
+def _traced_parameters(modules: Iterable[nn.Module]) -> list[Tensor] | None:
     """Return each module's weight and bias, unless one has a hook or only one of the two.
 
-    Modules without parameters have none to return.
+    Modules without parameters have none to return. The compiler traces this; outside of it
+    `_C.plain_parameters` does the same.
     """
-    if not torch.compiler.is_compiling():
-        return _C.plain_parameters(modules)
-    found: list[Tensor] = []  # what the compiler traces
+    found: list[Tensor] = []
     for module in modules:
         d = module.__dict__
         if (
@@ -89,7 +89,8 @@ class MLP(nn.Sequential):
         if input.dim() == 2 and _takes_ops(input):
             layers = tuple(self._modules.values())
             activation = _activation_between(tuple(map(type, layers)))
-            params = None if activation is None else _plain_parameters(layers)
+            collect = _traced_parameters if is_compiling() else _C.plain_parameters
+            params = None if activation is None else collect(layers)
             if params is not None and _fits_caches(params[::2]):
                 return _ops.mlp.default(input, params[::2], params[1::2], activation)[-1]
         return super().forward(input)
@@ -131,19 +132,18 @@ class ConvMLP(nn.Module):
         for block in blocks:
             if type(block) is not ConvBlock:
                 return None
+        compiling = is_compiling()
+        collect = _traced_parameters if compiling else _C.plain_parameters
+        params = collect((features, classifier, *blocks, *layers))
+        if params is None:
+            return None
         seen = [*map(type, layers), *map(_block_options, blocks)]
-        if torch.compiler.is_compiling():  # which would compile again for what is kept here
-            network = _network_of(seen, len(layers))
-        else:
-            if seen != own["_seen"]:  # they are attributes, which may have changed since
-                self._network, self._seen = _network_of(seen, len(layers)), seen
-            network = own["_network"]
-        if network is None:
-            return None
-        params = _plain_parameters((features, classifier, *blocks, *layers))
-        if params is None or not _fits_caches(params[2 * len(blocks) :: 2]):
-            return None
-        return params, network
+        network = own["_network"]
+        if compiling or seen != own["_seen"]:  # they are attributes, which may have changed since
+            network = _network_of(seen, len(layers), params[2 * len(blocks) :: 2])
+            if not compiling:  # it would compile again for what is kept here
+                self._network, self._seen = network, seen
+        return None if network is None else (params, network)
 
 
 def _block_options(block: ConvBlock) -> tuple:
@@ -156,10 +156,14 @@ def _block_options(block: ConvBlock) -> tuple:
     )  # fmt: skip
 
 
-def _network_of(seen: list, layers: int) -> str | None:
+def _network_of(seen: list, layers: int, weights: list[Tensor]) -> str | None:
     """Return conv_mlp's text on so many layers' types and blocks' options, if it takes them."""
     kinds, blocks = tuple(seen[:layers]), seen[layers:]
-    if not blocks or any(block[-4:] != blocks[0][-4:] for block in blocks):
+    if (
+        not blocks
+        or not _fits_caches(weights)
+        or any(block[-4:] != blocks[0][-4:] for block in blocks)
+    ):
         return None
     padding_mode, algo, activation, pool = blocks[0][-4:]
     if padding_mode != "zeros" or algo in TRITON_ALGOS or activation != _activation_between(kinds):

@@ -92,7 +92,7 @@ std::pair<std::string, std::map<std::string, std::string>> cuda_conv2d_selection
   return {select_cuda_conv2d("conv2d", query, algo).name, reasons};
 }
 
-// cnnkern.fused._plain_parameters, whose loop in Python takes longer than LeNet's convolutions.
+// cnnkern.fused._traced_parameters, whose loop in Python takes longer than LeNet's convolutions.
 py::object plain_parameters(const py::iterable& modules) {
   static PyObject* const hooks[] = {PyUnicode_InternFromString("_forward_hooks"),
                                     PyUnicode_InternFromString("_forward_pre_hooks"),
