@@ -2,6 +2,12 @@
 
 Candidates take turns in one process with the same threads, so that a neighbour's noise or a falling
 clock hits all of them. A candidate whose output is wrong is not timed. Times are seconds.
+
+A turn of calls too short for the clock begins with some that are not timed. The first ones find
+another candidate's code and data in the caches and the branch predictors, and on the cores its
+waiting threads, which spin: on a 2-core Zen 4 the first inference of one image by LeNet takes two
+to four times as long as the fifth, ours and ONNX Runtime's alike, and a turn's mean would tell more
+of the candidate before it.
 """
 
 from __future__ import annotations
@@ -28,6 +34,7 @@ from cnnkern import _C
 
 HERE = Path(__file__).parent
 SHORTEST_SAMPLE = 300e-6  # calls shorter than this are timed several at once
+UNTIMED = 10  # of these, at the beginning of a turn
 ROUNDS = (5, 200)
 # The C compiler's options for an instruction set of ours; others are this machine's own.
 TARGETS = {"scalar": ("-march=x86-64",), "avx2": ("-march=x86-64-v3",)}
@@ -147,6 +154,8 @@ def _calls_a_sample(call: Callable[[], object], sync: Callable[[], None]) -> int
 
 
 def _time(call: Callable[[], object], count: int, sync: Callable[[], None]) -> float:
+    for _ in range(UNTIMED if count > 1 else 0):
+        call()
     sync()
     start = time.perf_counter()
     for _ in range(count):

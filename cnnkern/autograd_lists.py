@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 
 from cnnkern.autograd import _unfused
-from cnnkern.ops import DEFAULT, _library, block_options
+from cnnkern.ops import DEFAULT, _library, read_network
 
 
 def _linear_layers(input, weights, biases, activation):
@@ -24,12 +22,6 @@ def _grads_through(pieces, tensors, needs, grad):
         wanted = [t for t, need in zip(tensors, needs, strict=True) if need]
         grads = iter(torch.autograd.grad(pieces(), wanted, grad, create_graph=True))
     return [next(grads) if need else None for need in needs]
-
-
-def _split(tensors, *counts):
-    """Cut a sequence into pieces of these lengths."""
-    tensors = iter(tensors)
-    return [list(itertools.islice(tensors, count)) for count in counts]
 
 
 class _Lists(torch.autograd.Function):
@@ -94,41 +86,31 @@ class _Mlp:
 
 
 class _ConvMlp:
-    """conv_mlp: the blocks' weights, their biases, the layers' weights, their biases."""
+    """conv_mlp: each block's weight and bias, then each layer's."""
 
     op = torch.ops.cnnkern.conv_mlp.default
 
-    def __init__(self, conv_weights, conv_biases, geometry, algo, activation, pool, weights, biases,
-                 save=False):  # fmt: skip
-        self.counts = [len(conv_weights)] * 2 + [len(weights)] * 2
-        self.options, self.save = [geometry, algo, activation, pool], save
+    def __init__(self, params, network, save=False):
+        self.network, self.save = network, save
 
     def call(self, keyset, input, params):
-        conv_weights, conv_biases, *linear = _split(params, *self.counts)
-        return self.op.redispatch(
-            keyset, input, conv_weights, conv_biases, *self.options, *linear, True
-        )
+        return self.op.redispatch(keyset, input, params, self.network, True)
 
     def results(self, results):
         return list(results if self.save else results[:1])
 
     def pieces(self, input, params):
-        geometry, algo, activation, pool = self.options
-        conv_weights, conv_biases, *linear = _split(params, *self.counts)
-        for i, (w, b) in enumerate(zip(conv_weights, conv_biases, strict=True)):
-            conv, of_pool = block_options(geometry, i)
+        (algo, activation, pool), blocks = read_network(self.network)
+        for i, (conv, of_pool) in enumerate(blocks):
             conv, act_pool = [*conv, "zeros", algo], [activation, pool, *of_pool]
-            input = _unfused(DEFAULT, input, w, b, conv, act_pool)
-        return _linear_layers(input.flatten(1), *linear, activation)
+            input = _unfused(DEFAULT, input, *params[2 * i : 2 * i + 2], conv, act_pool)
+        layers = params[2 * len(blocks) :]
+        return _linear_layers(input.flatten(1), layers[::2], layers[1::2], activation)
 
     def grads(self, grad, input, params, results, needs):
-        conv_weights, _, weights, _ = _split(params, *self.counts)
-        grads = torch.ops.cnnkern.conv_mlp_grad.default(
-            grad, input, conv_weights, results, *self.options, weights, needs[0]
+        return torch.ops.cnnkern.conv_mlp_grad.default(
+            grad, input, params, results, self.network, needs[0]
         )
-        convs = 1 + 2 * len(conv_weights)
-        return [grads[0], *grads[1:convs:2], *grads[2:convs:2], *grads[convs::2],
-                *grads[convs + 1 :: 2]]  # fmt: skip
 
 
 def _register_lists(kind, is_list) -> None:
@@ -146,4 +128,4 @@ def _register_lists(kind, is_list) -> None:
 
 
 _register_lists(_Mlp, (0, 1))
-_register_lists(_ConvMlp, (0, 1, 6, 7))
+_register_lists(_ConvMlp, (0,))

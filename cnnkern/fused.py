@@ -12,15 +12,18 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn.modules import module as torch_module
 
+from cnnkern import _C
 from cnnkern.arguments import pair, sides, single
 from cnnkern.nn import ConvBlock
-from cnnkern.ops import TRITON_ALGOS
+from cnnkern.ops import TRITON_ALGOS, network_text
 
 __all__ = ["MLP", "ConvMLP"]
 
 _ACTIVATIONS = {nn.Identity: "none", nn.ReLU: "relu", nn.Sigmoid: "sigmoid", nn.Tanh: "tanh"}
+_ops = torch.ops.cnnkern
 _DTYPES = (torch.float32, torch.float64)
 _MAX_WEIGHTS = 1 << 18  # elements that stay in an L2 cache; measured on a 2-core Zen 4
 
@@ -36,29 +39,32 @@ def _takes_ops(input: Tensor) -> bool:
     )
 
 
-def _has_hooks(layers: Iterable[nn.Module]) -> bool:
-    for layer in layers:  # in the instance's dict, as looking at classes takes half as long again
-        d = layer.__dict__
+def _traced_parameters(modules: Iterable[nn.Module]) -> list[Tensor] | None:
+    """Return each module's weight and bias, unless one has a hook or only one of the two.
+
+    Modules without parameters have none to return. The compiler traces this; outside of it
+    `_C.plain_parameters` does the same.
+    """
+    found: list[Tensor] = []
+    for module in modules:
+        d = module.__dict__
         if (
             d["_forward_hooks"]
             or d["_forward_pre_hooks"]
             or d["_backward_hooks"]
             or d["_backward_pre_hooks"]
         ):
-            return True
-    return False
-
-
-def _parameters_of(layers: Iterable[nn.Module]) -> tuple[list[Tensor], list[Tensor]] | None:
-    """Return the layers' weights and biases, unless one has no bias."""
-    weights, biases = [], []
-    for layer in layers:
-        parameters = layer._parameters
-        if parameters["bias"] is None:
             return None
-        weights.append(parameters["weight"])
-        biases.append(parameters["bias"])
-    return weights, biases
+        parameters = d["_parameters"]
+        if parameters:
+            if parameters.get("weight") is None or parameters.get("bias") is None:
+                return None
+            found += parameters["weight"], parameters["bias"]
+    return found
+
+
+def _fits_caches(weights: Iterable[Tensor]) -> bool:
+    return sum(map(Tensor.numel, weights)) <= _MAX_WEIGHTS
 
 
 def _activation_between(kinds: tuple[type, ...]) -> str | None:
@@ -81,23 +87,13 @@ class MLP(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() == 2 and _takes_ops(input):
-            layers = self.layers()
+            layers = tuple(self._modules.values())
             activation = _activation_between(tuple(map(type, layers)))
-            parameters = None if activation is None else self.parameters_of(layers)
-            if parameters is not None:
-                return torch.ops.cnnkern.mlp.default(input, *parameters, activation)[-1]
+            collect = _traced_parameters if is_compiling() else _C.plain_parameters
+            params = None if activation is None else collect(layers)
+            if params is not None and _fits_caches(params[::2]):
+                return _ops.mlp.default(input, params[::2], params[1::2], activation)[-1]
         return super().forward(input)
-
-    def layers(self) -> tuple[nn.Module, ...]:
-        return tuple(self._modules.values())
-
-    @staticmethod
-    def parameters_of(layers: tuple[nn.Module, ...]) -> tuple[list[Tensor], list[Tensor]] | None:
-        """Return weights and biases of layers of those types, unless the op does not take them."""
-        parameters = None if _has_hooks(layers) else _parameters_of(layers[::2])
-        if parameters is None or sum(map(Tensor.numel, parameters[0])) > _MAX_WEIGHTS:
-            return None
-        return parameters
 
 
 class ConvMLP(nn.Module):
@@ -116,54 +112,58 @@ class ConvMLP(nn.Module):
         super().__init__()
         self.features = nn.Sequential(*features)
         self.classifier = MLP(*classifier)
-        self._options = self._common = None
+        self._seen = self._network = None  # what _whole_call() keeps from call to call
 
     def forward(self, images: Tensor) -> Tensor:
         call = self._whole_call(images)
         if call is not None:
-            return torch.ops.cnnkern.conv_mlp.default(images, *call)[0]
+            return _ops.conv_mlp.default(images, *call)[0]
         return self.classifier(self.features(images).flatten(1))
 
-    def _whole_call(self, images: Tensor) -> list | None:
+    def _whole_call(self, images: Tensor) -> tuple[list[Tensor], str] | None:
         """Return the op's arguments after the images, unless it does not take the network."""
-        features, classifier = self._modules["features"], self._modules["classifier"]
+        own = self.__dict__  # a module's attributes take three times as long as its dict's items
+        features, classifier = own["_modules"]["features"], own["_modules"]["classifier"]
         if images.dim() != 4 or not _takes_ops(images):
             return None
         if type(features) is not nn.Sequential or type(classifier) is not MLP:
             return None
-        blocks, layers = tuple(features._modules.values()), classifier.layers()
-        kinds = tuple(map(type, layers))
-        if not {*map(type, blocks)} <= {ConvBlock}:
+        blocks, layers = features._modules.values(), classifier._modules.values()
+        for block in blocks:
+            if type(block) is not ConvBlock:
+                return None
+        compiling = is_compiling()
+        collect = _traced_parameters if compiling else _C.plain_parameters
+        params = collect((features, classifier, *blocks, *layers))
+        if params is None:
             return None
-        options = [kinds, *map(_block_options, blocks)]
-        if torch.compiler.is_compiling():  # which would compile again for what is kept here
-            common = _common_options(*options)
-        else:
-            if options != self._options:  # they are attributes, which may have changed since
-                self._common, self._options = _common_options(*options), options
-            common = self._common
-        if common is None or _has_hooks((features, classifier, *blocks)):
-            return None
-        of_blocks, of_layers = _parameters_of(blocks), classifier.parameters_of(layers)
-        if of_blocks is None or of_layers is None:
-            return None
-        return [*of_blocks, *common, *of_layers]
+        seen = [*map(type, layers), *map(_block_options, blocks)]
+        network = own["_network"]
+        if compiling or seen != own["_seen"]:  # they are attributes, which may have changed since
+            network = _network_of(seen, len(layers), params[2 * len(blocks) :: 2])
+            if not compiling:  # it would compile again for what is kept here
+                self._network, self._seen = network, seen
+        return None if network is None else (params, network)
 
 
 def _block_options(block: ConvBlock) -> tuple:
     """Return what conv_mlp wants to know; its last four must be those of all blocks."""
+    d = block.__dict__
     return (
-        block.stride, block.padding, block.dilation, block.groups, block.pool_kernel_size,
-        block.pool_stride, block.pool_padding, block.pool_ceil_mode, block.count_include_pad,
-        block.padding_mode, block.algo, block.activation, block.pool,
+        d["stride"], d["padding"], d["dilation"], d["groups"], d["pool_kernel_size"],
+        d["pool_stride"], d["pool_padding"], d["pool_ceil_mode"], d["count_include_pad"],
+        d["padding_mode"], d["algo"], d["activation"], d["pool"],
     )  # fmt: skip
 
 
-def _common_options(
-    kinds: tuple[type, ...], *blocks: tuple
-) -> tuple[list[int], str, str, str] | None:
-    """Return conv_mlp's options of all blocks and layers, unless it does not take them."""
-    if not blocks or any(block[-4:] != blocks[0][-4:] for block in blocks):
+def _network_of(seen: list, layers: int, weights: list[Tensor]) -> str | None:
+    """Return conv_mlp's text on so many layers' types and blocks' options, if it takes them."""
+    kinds, blocks = tuple(seen[:layers]), seen[layers:]
+    if (
+        not blocks
+        or not _fits_caches(weights)
+        or any(block[-4:] != blocks[0][-4:] for block in blocks)
+    ):
         return None
     padding_mode, algo, activation, pool = blocks[0][-4:]
     if padding_mode != "zeros" or algo in TRITON_ALGOS or activation != _activation_between(kinds):
@@ -181,4 +181,4 @@ def _common_options(
         geometry += pair("conv_mlp", "pool_kernel_size", window)
         geometry += pair("conv_mlp", "pool_stride", step)
         geometry += [*pair("conv_mlp", "pool_padding", pool_padding), int(ceil), int(count)]
-    return geometry, algo, activation, pool
+    return network_text(algo, activation, pool, geometry)

@@ -91,16 +91,15 @@ CPU_SCHEMAS = (
     # Results: the gradients of the input, then of each layer's weight and bias.
     "mlp_grad(Tensor grad, Tensor input, Tensor[] weights, Tensor[] outputs, "
     "str activation='none', bool need_input=True, bool need_params=True) -> Tensor[]",
-    # Fused blocks, then linear layers. Of each block 17 numbers, in the order of
-    # conv2d_act_pool2d's arguments from stride to groups and from pool_kernel_size on. Results: the
-    # scores; if save, each block's three results and each hidden layer's output, for conv_mlp_grad
-    # with the same arguments: how the blocks' lie in memory is theirs to know.
-    "conv_mlp(Tensor input, Tensor[] conv_weights, Tensor[] conv_biases, int[] geometry, str algo, "
-    "str activation, str pool, Tensor[] weights, Tensor[] biases, bool save=False) -> Tensor[]",
-    # Results: the gradients of the input, then of each block's and each layer's weight and bias.
-    "conv_mlp_grad(Tensor grad, Tensor input, Tensor[] conv_weights, Tensor[] results, "
-    "int[] geometry, str algo, str activation, str pool, Tensor[] weights, bool need_input=True) "
-    "-> Tensor[]",
+    # Fused blocks, then linear layers; each one's weight and bias, in that order. `network` is
+    # a text, see network_text(): it is handed over in a third of the time that a list of integers
+    # takes. Results: the scores; if save, each block's three results and each hidden layer's
+    # output, for conv_mlp_grad with the same arguments: how the blocks' lie in memory is theirs to
+    # know.
+    "conv_mlp(Tensor input, Tensor[] params, str network, bool save=False) -> Tensor[]",
+    # Results: the gradients of the input, then of the parameters.
+    "conv_mlp_grad(Tensor grad, Tensor input, Tensor[] params, Tensor[] results, str network, "
+    "bool need_input=True) -> Tensor[]",
 )
 
 OP_NAMES = tuple(schema.split("(")[0] for schema in SCHEMAS)
@@ -442,31 +441,43 @@ def _(grad, input, weights, outputs, activation="none", need_input=True, need_pa
     return grads
 
 
-def block_options(geometry, block: int) -> tuple[list, list]:
-    """Return a block's options of the convolution, from stride to groups, and of the pool."""
-    g = geometry[17 * block : 17 * (block + 1)]
-    return [g[:2], g[2:6], g[6:8], g[8]], [g[9:11], g[11:13], g[13:15], bool(g[15]), bool(g[16])]
+def network_text(algo: str, activation: str, pool: str, geometry) -> str:
+    """Spell what conv_mlp is to know of its blocks.
+
+    `geometry` has 17 integers a block: conv2d_act_pool2d's arguments from stride to groups and from
+    pool_kernel_size to count_include_pad.
+    """
+    return " ".join(map(str, (algo, activation, pool, *geometry)))
+
+
+def read_network(text: str) -> tuple[list[str], list[tuple[list, list]]]:
+    """Return algo, activation and pool; and the options of each block's convolution and pool."""
+    words = text.split()
+    numbers = list(map(int, words[3:]))
+    blocks = []
+    for at in range(0, len(numbers), 17):
+        g = numbers[at : at + 17]
+        of_pool = [g[9:11], g[11:13], g[13:15], bool(g[15]), bool(g[16])]
+        blocks.append(([g[:2], g[2:6], g[6:8], g[8]], of_pool))
+    return words[:3], blocks
 
 
 @torch.library.register_fake("cnnkern::conv_mlp", lib=_library)
-def _(input, conv_weights, conv_biases, geometry, algo, activation, pool, weights, biases,
-      save=False):  # fmt: skip
-    blocks, x = [], input
-    for i, (w, b) in enumerate(zip(conv_weights, conv_biases, strict=True)):
-        conv, of_pool = block_options(geometry, i)
+def _(input, params, network, save=False):
+    (algo, activation, pool), blocks = read_network(network)
+    results, x = [], input
+    for i, (conv, of_pool) in enumerate(blocks):
         x, *saved = _ops.conv2d_act_pool2d.default(
-            x, w, b, *conv, "zeros", algo, activation, pool, *of_pool, save
+            x, *params[2 * i : 2 * i + 2], *conv, "zeros", algo, activation, pool, *of_pool, save
         )
-        blocks += [x, *saved]
+        results += [x, *saved]
+    weights, biases = params[2 * len(blocks) :: 2], params[2 * len(blocks) + 1 :: 2]
     check_mlp("conv_mlp", x.flatten(1), weights, biases, activation)
     outputs = [input.new_empty(input.size(0), w.size(0)) for w in weights]
-    return [outputs[-1], *blocks, *outputs[:-1]] if save else outputs[-1:]
+    return [outputs[-1], *results, *outputs[:-1]] if save else outputs[-1:]
 
 
 @torch.library.register_fake("cnnkern::conv_mlp_grad", lib=_library)
-def _(grad, input, conv_weights, results, geometry, algo, activation, pool, weights,
-      need_input=True):  # fmt: skip
-    grads = [_new(input, input.shape, is_nhwc(results[1])) if need_input else input.new_empty(0)]
-    for w in (*conv_weights, *weights):
-        grads += [w.new_empty(w.shape), w.new_empty(w.size(0))]
-    return grads
+def _(grad, input, params, results, network, need_input=True):
+    of_input = _new(input, input.shape, is_nhwc(results[1])) if need_input else input.new_empty(0)
+    return [of_input, *(p.new_empty(p.shape) for p in params)]

@@ -10,6 +10,7 @@
 #include "cpu/caching_allocator.h"
 #include "cpu/conv2d_select.h"
 #include "cpu/isa.h"
+#include "cpu/output.h"
 #include "cuda/conv2d_select.h"
 #include "geometry.h"
 
@@ -91,6 +92,41 @@ std::pair<std::string, std::map<std::string, std::string>> cuda_conv2d_selection
   return {select_cuda_conv2d("conv2d", query, algo).name, reasons};
 }
 
+// cnnkern.fused._traced_parameters, whose loop in Python takes longer than LeNet's convolutions.
+py::object plain_parameters(const py::iterable& modules) {
+  static PyObject* const hooks[] = {PyUnicode_InternFromString("_forward_hooks"),
+                                    PyUnicode_InternFromString("_forward_pre_hooks"),
+                                    PyUnicode_InternFromString("_backward_hooks"),
+                                    PyUnicode_InternFromString("_backward_pre_hooks")};
+  static PyObject* const parameters = PyUnicode_InternFromString("_parameters");
+  static PyObject* const names[] = {PyUnicode_InternFromString("weight"),
+                                    PyUnicode_InternFromString("bias")};
+  auto dict_in = [](PyObject* dict, PyObject* name) {  // borrowed; null if there is none
+    PyObject* found = PyDict_GetItemWithError(dict, name);
+    if (PyErr_Occurred()) throw py::error_already_set();
+    return found && PyDict_Check(found) ? found : nullptr;
+  };
+  py::list result;
+  for (py::handle module : modules) {
+    const auto dict =
+        py::reinterpret_steal<py::object>(PyObject_GenericGetDict(module.ptr(), nullptr));
+    if (!dict) throw py::error_already_set();
+    for (PyObject* name : hooks) {
+      PyObject* of_kind = dict_in(dict.ptr(), name);
+      if (!of_kind || PyDict_Size(of_kind) != 0) return py::none();
+    }
+    PyObject* own = dict_in(dict.ptr(), parameters);
+    if (!own) return py::none();
+    if (PyDict_Size(own) == 0) continue;
+    for (PyObject* name : names) {
+      PyObject* parameter = PyDict_GetItemWithError(own, name);
+      if (!parameter || parameter == Py_None) return py::none();
+      result.append(py::handle(parameter));
+    }
+  }
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -104,6 +140,11 @@ PYBIND11_MODULE(_C, m) {
         "Force an instruction set; ValueError if it is not there.");
   m.def("cpu_cached_bytes", &cached_bytes, "Bytes of freed memory that wait for the next output.");
   m.def("empty_cpu_cache", &empty_cache, "Give the memory of freed outputs back to the system.");
+  m.def("poison_cpu_outputs", &poison_outputs, py::arg("on"),
+        "Tests only: fill new CPU outputs with NaN, so that what is not written is seen.");
+  m.def("plain_parameters", &plain_parameters, py::arg("modules"),
+        "Weight and bias of each module that has parameters; None if one has a hook or only one of "
+        "the two.");
   m.def(
       "conv2d_algos",
       [] { return std::vector<std::string>(std::begin(kConvAlgoNames), std::end(kConvAlgoNames)); },

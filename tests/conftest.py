@@ -1,7 +1,8 @@
 """What every test gets: poisoned memory, the markers, and the targets that kernels run on.
 
-`torch.use_deterministic_algorithms(True)` fills every fresh tensor with NaN, inside the ops too, so
-an element that a kernel forgets to write is seen. It is on for all tests.
+`torch.use_deterministic_algorithms(True)` fills every fresh tensor with NaN, inside the ops too,
+and `_C.poison_cpu_outputs` those that the CPU's ops return, so an element that a kernel forgets to
+write is seen. Both are on for all tests.
 
 Tests that take a GPU target carry the marker `gpu`. tests/run_gpu.py runs them, on a GPU or, where
 there is none, on the CPU under tests/ptxcpu; see gpu.py for what is left out there.
@@ -103,7 +104,9 @@ def pytest_terminal_summary(terminalreporter, config):
 def _poison_fresh_memory():
     assert torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
+    _C.poison_cpu_outputs(True)
     yield
+    _C.poison_cpu_outputs(False)
     torch.use_deterministic_algorithms(False)
 
 

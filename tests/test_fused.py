@@ -16,6 +16,7 @@ from cnnkern import reference
 from cnnkern.fused import ConvMLP
 from cnnkern.lenet import LeNet
 from cnnkern.nn import ConvBlock
+from cnnkern.ops import network_text
 
 OPS = ()  # the CPU's
 ops = torch.ops.cnnkern
@@ -170,6 +171,15 @@ def test_a_network_may_change_between_calls(monkeypatch):
     check(False)
     hook.remove()
     check(True)
+    weight = net.classifier[0].weight
+    del net.classifier[0].weight
+    net.classifier[0].weight = 2 * weight.detach()  # no parameter
+    check(False)
+    net.classifier[0].weight = weight
+    net.classifier[0]._forward_hooks = {0: lambda module, inputs, output: 2 * output}
+    check(False)
+    net.classifier[0]._forward_hooks = {}
+    check(True)
     net.features[0].bias = None
     check(False)
 
@@ -249,18 +259,18 @@ def calls(dtype=torch.float64, pool="avg"):
     outputs = ops.mlp(x, weights, biases, "tanh")
     g = values((3, 4), 1, 1 / 16).to(dtype)
     image = values((3, 2, 4, 5), 2, 1 / 16).to(dtype)
-    w, b = [values((6, 2, 3, 3), 3, 1 / 16).to(dtype)], [values((6,), 4, 1 / 16).to(dtype)]
-    weights2, biases2 = [values((5, 24), 5, 1 / 16).to(dtype), weights[1]], biases
-    options = [GEOMETRY, "auto", "tanh", pool]
-    results = ops.conv_mlp(image, w, b, *options, weights2, biases2, True)
+    w, b = values((6, 2, 3, 3), 3, 1 / 16).to(dtype), values((6,), 4, 1 / 16).to(dtype)
+    params = [w, b, values((5, 24), 5, 1 / 16).to(dtype), biases[0], weights[1], biases[1]]
+    network = network_text("auto", "tanh", pool, GEOMETRY)
+    results = ops.conv_mlp(image, params, network, True)
     return [
         ("mlp", [x, weights, biases, "tanh"]),
         ("mlp_grad", [g, x, weights, outputs, "tanh", True, True]),
         ("mlp_grad", [g, x, weights, outputs, "tanh", False, False]),
-        ("conv_mlp", [image, w, b, *options, weights2, biases2, True]),
-        ("conv_mlp", [image, w, b, *options, weights2, biases2, False]),
-        ("conv_mlp_grad", [g, image, w, results, *options, weights2, True]),
-        ("conv_mlp_grad", [g, image, w, results, *options, weights2, False]),
+        ("conv_mlp", [image, params, network, True]),
+        ("conv_mlp", [image, params, network, False]),
+        ("conv_mlp_grad", [g, image, params, results, network, True]),
+        ("conv_mlp_grad", [g, image, params, results, network, False]),
     ]
 
 
@@ -307,11 +317,41 @@ def test_errors():
     with refused("mlp_grad", "outputs must be [3, 5], got [3, 4]", errors=RuntimeError):
         ops.mlp_grad(outputs[1], x, weights, outputs[::-1])
     arguments = dict(calls())
-    call, grad = arguments["conv_mlp"], arguments["conv_mlp_grad"]
-    for position, value in ((3, GEOMETRY[1:]), (2, []), (1, [])):
-        with refused("conv_mlp", "17 numbers", errors=RuntimeError):
-            ops.conv_mlp(*call[:position], value, *call[position + 1 :])
+    image, params, network, _ = arguments["conv_mlp"]
+    for text in (
+        "",
+        "auto tanh",
+        f"{network} 1",
+        f"{network} x",
+        network_text("auto", "tanh", "avg", ()),
+    ):
+        with refused("conv_mlp", "17 numbers a block", errors=RuntimeError):
+            ops.conv_mlp(image, params, text)
+    for wrong in (params[:2], params[1:], []):
+        with refused("conv_mlp", "params must be", "1 blocks", errors=RuntimeError):
+            ops.conv_mlp(image, wrong, network)
+    with refused("conv_mlp", "params must have the dtype of input", errors=RuntimeError):
+        ops.conv_mlp(image, [params[0].float(), *params[1:]], network)
+    with refused("conv_mlp", "bias must be [6], got [5]", errors=RuntimeError):
+        ops.conv_mlp(image, [params[0], params[3], *params[2:]], network)
+    with refused("conv_mlp", "weights must be [outputs, 24], got [4, 5]", errors=RuntimeError):
+        ops.conv_mlp(image, [*params[:2], *params[4:]], network)
+    g, _, _, results, *_ = arguments["conv_mlp_grad"]
     with refused("conv_mlp_grad", "results must be 5, got 4", errors=RuntimeError):
-        ops.conv_mlp_grad(*grad[:3], grad[3][1:], *grad[4:])
-    with refused("conv_mlp", "weights must be [outputs, 24], got [5, 12]", errors=RuntimeError):
-        ops.conv_mlp(*call[:7], [values((5, 12), 0)], call[8][:1])
+        ops.conv_mlp_grad(g, image, params, results[1:], network)
+
+
+def test_what_is_kept_from_call_to_call_follows_the_arguments():
+    """One thread, networks and sizes in turn: each time the result of the layers."""
+    torch.manual_seed(0)
+    nets = [network("tanh", pool) for pool in ("avg", "max", "none")]
+    nets += [network("relu", "max", algo="direct"), network("relu", "max").double()]
+    for images in (1, 2, 1, 40):
+        for net in nets:
+            x = torch.rand(images, 2, 12, 11, dtype=net.features[0].weight.dtype)
+            for format in (torch.contiguous_format, torch.channels_last):
+                with torch.no_grad():
+                    y = net(x.contiguous(memory_format=format))
+                    torch.testing.assert_close(y, layer_by_layer(net, x))
+                    with pytest.raises(RuntimeError):
+                        net(x[:, :1])

@@ -144,15 +144,15 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_act_pool2d_grad(
                         pool_stride, pool_padding, pool_ceil_mode, count_include_pad);
     return {need_input ? conv2d_input_grad(dz, weight, sizes_of(input), stride, padding, dilation,
                                            groups, padding_mode, algo)
-                       : new_output(grad, {0}, false),
+                       : new_cpu_output(grad, {0}, false),
             need_weight ? conv2d_weight_grad(dz, input, sizes_of(weight), stride, padding, dilation,
                                              groups, padding_mode, algo)
-                        : new_output(grad, {0}, false),
-            need_bias ? conv2d_bias_grad(dz) : new_output(grad, {0}, false)};
+                        : new_cpu_output(grad, {0}, false),
+            need_bias ? conv2d_bias_grad(dz) : new_cpu_output(grad, {0}, false)};
   }
   Tensor dx = new_cpu_output(grad, need_input ? sizes_of(input) : Ints{0}, need_input && nhwc);
   Tensor dw = new_cpu_output(grad, need_weight ? sizes_of(weight) : Ints{0}, false);
-  Tensor db = new_output(grad, {need_bias ? p.K : 0}, false);
+  Tensor db = new_cpu_output(grad, {need_bias ? p.K : 0}, false);
   const bool input_nhwc = is_nhwc(input);
   const Tensor x = dense(input, input_nhwc), w = dense(weight, false);
   const GradOperands o(ap, grad, output, saved, offsets, nhwc, lanes);

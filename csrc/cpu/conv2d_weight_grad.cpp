@@ -68,7 +68,7 @@ Tensor conv2d_bias_grad(const Tensor& grad) {
   check_sizes(op, "grad", size, "[N, K, P, Q]");
   const bool nhwc = is_nhwc(grad);
   const Tensor g = dense(grad, nhwc);
-  Tensor out = new_output(grad, {size[1]}, false);
+  Tensor out = new_cpu_output(grad, {size[1]}, false);
   with_storage_type(dtype, [&](auto type) {
     using T = decltype(type);
     CNNKERN_ISA_CALL(launch_conv2d_bias_grad<T>(size[0], size[1], size[2], size[3], nhwc,

@@ -2,6 +2,7 @@
 #include "mlp.h"
 
 #include "mlp_run.h"
+#include "output.h"
 #include "parallel.h"
 #include "tap_conv.h"
 #include "workspace.h"
@@ -64,12 +65,12 @@ T* data_of(const Tensor& t) {
 
 // The layers on dense tensors; without biases and gradients.
 template <typename T>
-MlpLayers<T> mlp_layers(const Tensor& input, const Tensors& weights, const std::vector<T*>& outputs,
+MlpLayers<T> mlp_layers(const T* input, const Tensors& weights, const std::vector<T*>& outputs,
                         Activation activation) {
   MlpLayers<T> layers;
   for (size_t i = 0; i < weights.size(); ++i)
     layers.push_back({weights[i].size(1), weights[i].size(0), data_of<T>(weights[i]), nullptr,
-                      i ? outputs[i - 1] : data_of<T>(input), outputs[i],
+                      i ? outputs[i - 1] : input, outputs[i],
                       i + 1 < weights.size() ? activation : Activation::kNone});
   return layers;
 }
@@ -90,30 +91,28 @@ Activation parse_mlp(const char* op, const Tensor& input, int64_t features, cons
   return act;
 }
 
-Tensors run_mlp(const Tensor& input, const Tensors& weights, const Tensors& biases,
-                Activation activation, bool save) {
-  const int64_t N = input.size(0);
+Tensors run_mlp(const Tensor& like, const void* rows, int64_t N, const Tensors& weights,
+                const Tensors& biases, Activation activation, bool save) {
   const size_t count = weights.size();
   Tensors outputs;
   for (size_t i = save ? 0 : count - 1; i < count; ++i)
-    outputs.push_back(new_output(input, {N, weights[i].size(0)}, false));
+    outputs.push_back(new_cpu_output(like, {N, weights[i].size(0)}, false));
   if (N == 0) return outputs;
-  const Tensor x = dense_rows(input);
   const Tensors w = dense_rows(weights), b = dense_rows(biases);
   auto run = [&](auto type) {
     typedef decltype(type) T;
-    std::vector<T*> rows = data_of<T>(outputs);
+    std::vector<T*> data = data_of<T>(outputs);
     if (!save) {
       int64_t hidden = 0;
       for (size_t i = 0; i + 1 < count; ++i) hidden += N * w[i].size(0);
       T* at = static_cast<T*>(thread_workspace(Scratch::kCall, sizeof(T) * hidden));
-      for (size_t i = count - 1; i-- > 0; at += N * w[i].size(0)) rows.insert(rows.begin(), at);
+      for (size_t i = count - 1; i-- > 0; at += N * w[i].size(0)) data.insert(data.begin(), at);
     }
-    MlpLayers<T> layers = mlp_layers<T>(x, w, rows, activation);
+    MlpLayers<T> layers = mlp_layers<T>(static_cast<const T*>(rows), w, data, activation);
     for (size_t i = 0; i < count; ++i) layers[i].bias = data_of<T>(b[i]);
     CNNKERN_ISA_CALL(launch_mlp<T>(layers, N));
   };
-  input.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
+  like.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
   return outputs;
 }
 
@@ -125,17 +124,17 @@ Tensors run_mlp_grad(const char* op, const Tensor& grad, const Tensor& input, in
   check_each(op, "outputs", outputs, input, weights, true);
   check_same(op, "grad", grad, "input", input);
   check_size_is(op, "grad", grad, {input.size(0), weights.back().size(0)});
-  Tensors grads{new_output(input, need_input ? sizes_of(input) : Ints{0}, false)};
+  Tensors grads{new_cpu_output(input, need_input ? sizes_of(input) : Ints{0}, false)};
   for (size_t i = 0; need_params && i < weights.size(); ++i) {
-    grads.push_back(new_output(input, sizes_of(weights[i]), false));
-    grads.push_back(new_output(input, {weights[i].size(0)}, false));
+    grads.push_back(new_cpu_output(input, sizes_of(weights[i]), false));
+    grads.push_back(new_cpu_output(input, {weights[i].size(0)}, false));
   }
   const Tensor g = dense_rows(grad), x = dense_rows(input);
   const Tensors w = dense_rows(weights), y = dense_rows(outputs);
   const int64_t N = x.size(0);
   auto run = [&](auto type) {
     typedef decltype(type) T;
-    MlpLayers<T> layers = mlp_layers<T>(x, w, data_of<T>(y), act);
+    MlpLayers<T> layers = mlp_layers<T>(data_of<T>(x), w, data_of<T>(y), act);
     int64_t hidden = 0;
     for (size_t i = 0; i + 1 < layers.size(); ++i) hidden += layers[i].outputs;
     T* dz = static_cast<T*>(thread_workspace(Scratch::kCall, sizeof(T) * N * hidden));
@@ -158,7 +157,8 @@ Tensors mlp(const Tensor& input, const Tensors& weights, const Tensors& biases,
             const std::string& activation) {
   const char* op = "mlp";
   const Activation act = parse_mlp(op, input, features_of(op, input), weights, biases, activation);
-  return run_mlp(input, weights, biases, act, true);
+  const Tensor x = dense_rows(input);
+  return run_mlp(x, x.data_ptr(), x.size(0), weights, biases, act, true);
 }
 
 Tensors mlp_grad(const Tensor& grad, const Tensor& input, const Tensors& weights,

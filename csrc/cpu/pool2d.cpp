@@ -43,7 +43,7 @@ std::tuple<Tensor, Tensor> max_pool2d(Tensor input, Ints kernel_size, Ints strid
   const bool nhwc = is_nhwc(input);
   if (save == "none") {
     Tensor output = pool2d(op, p, PoolKind::kMax, input, nhwc, nullptr);
-    return {output, new_output(input, {0}, false, ScalarType::Byte)};
+    return {output, new_cpu_output(input, {0}, false, ScalarType::Byte)};
   }
   Tensor saved = new_cpu_output(input, {p.N, p.C, p.P, p.Q}, nhwc,
                                 save == "offsets" ? ScalarType::Byte : ScalarType::Long);

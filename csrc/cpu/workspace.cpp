@@ -22,7 +22,7 @@ struct Arena {
 }  // namespace
 
 void* thread_workspace(Scratch kind, size_t bytes) {
-  static thread_local Arena arenas[2];
+  static thread_local Arena arenas[3];
   Arena& arena = arenas[int(kind)];
   if (arena.size < bytes || (arena.size > kKeep && bytes <= kKeep)) {
     arena.memory.reset();
