@@ -506,6 +506,7 @@ FUSED = (
     Fused("windows_channels", _conv["pointwise_wide"], "tanh", "avg"),
     Fused("windows_stride", _conv["stride2_tile"], "silu", "avg"),
     Fused("windows_images", _conv["images35"], "sigmoid", "avg"),
+    Fused("windows_before", _conv["images35"], "gelu", "max", narrow=False),
     Fused("batch0", _conv["batch0"], "relu", "max"),
     Fused("single", _conv["single"], "gelu", "avg", (1, 1), (1, 1)),
     Fused("window_is_plane", _conv["kernel_is_input"], "tanh", "max", (1, 1), (1, 1)),

@@ -80,8 +80,8 @@ def test_mlp_to_the_second_derivative(activation):
     torch.autograd.gradgradcheck(last, leaves)
 
 
-def network(activation="sigmoid", pool="avg", **options):
-    return LeNet(2, 5, (12, 11), channels=(3, 4), kernel_size=3, hidden=(9, 6), pool=pool,
+def network(activation="sigmoid", pool="avg", size=(12, 11), **options):
+    return LeNet(2, 5, size, channels=(3, 4), kernel_size=3, hidden=(9, 6), pool=pool,
                  activation=activation, **options)  # fmt: skip
 
 
@@ -120,12 +120,13 @@ def test_a_network_is_its_layers(pool, activation, images, format):
 @pytest.mark.sanitize
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
 @pytest.mark.parametrize(("algo", "images"), (("auto", 32), ("auto", 45), ("chwn", 3)))
+@pytest.mark.parametrize("width", (11, 12))  # windows that leave a column, or none
 @pytest.mark.parametrize("pool", ("none", "avg", "max"))
-def test_images_in_lanes_between_blocks(pool, algo, images, dtype, cpu_isa):
+def test_images_in_lanes_between_blocks(pool, width, algo, images, dtype, cpu_isa):
     """Whole blocks of images and what is left of one, from forward to backward."""
     torch.manual_seed(0)
-    net = network("sigmoid", pool, algo=algo).to(dtype)
-    x = values((images, 2, 12, 11), 0, 1 / 16).to(dtype).requires_grad_()
+    net = network("sigmoid", pool, (12, width), algo=algo).to(dtype)
+    x = values((images, 2, 12, width), 0, 1 / 16).to(dtype).requires_grad_()
     y, expected = net(x), layer_by_layer(net, x)
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
     for one, want in zip(gradients(y, net, x), gradients(expected, net, x), strict=True):
