@@ -36,6 +36,8 @@ namespace cnnkern::avx512_bf16 {
 
 #include "conv2d_dots_rows.inc"
 
+#include "conv2d_dots_weights.inc"
+
 #include "conv2d_dots.inc"
 #include "conv2d_dots_weight_grad.inc"
 }  // namespace cnnkern::avx512_bf16

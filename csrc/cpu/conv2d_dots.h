@@ -15,6 +15,7 @@ struct DotRun {
 struct DotPlan {
   TapConv* tc;
   bool in_place;                // reads the input as it lies, not a copy of it
+  bool by_pairs = false;        // items are pairs of output vectors of all images
   int64_t base_h, base_w;       // input position of the first element for output (0, 0)
   int64_t source_h, source_w;   // input rows and columns from one of the copy to the next
   int64_t step_h, step_w;       // rows and columns of the copy from one output to the next
@@ -49,9 +50,22 @@ inline void plan_dot_blocks(DotPlan& plan, int64_t tile_rows, int64_t lanes) {
   share_tiles(t, 1);
 }
 
-// `plane_size`: elements of a weight plane, R*S.
+// Where a block's input takes at most half of the memory of the weights of a pair of output
+// vectors, it is the input that is better read anew for each pair, not the weights for each block;
+// if that of all images stays in the L3 cache, and the pairs are enough for some threads.
+inline void plan_dot_pairs(DotPlan& plan, int64_t lanes) {
+  constexpr int64_t kCopies = 4 << 20, kItems = 8;  // elements, items
+  TapConv& t = *plan.tc;
+  const int64_t copy = plan.rows * plan.columns * plan.channel;
+  const int64_t blocks = t.N * t.groups * t.row_blocks * t.col_blocks;
+  plan.by_pairs =
+      t.groups * t.tiles >= kItems && copy < 2 * lanes * plan.pairs() && blocks * copy <= kCopies;
+  if (plan.by_pairs) t.block_tiles = t.tiles, t.tile_blocks = 1;
+}
+
+// `plane_size`: elements of a weight plane, R*S. `alone`: not one of several phases.
 inline DotPlan plan_dots(TapConv& t, const View& in, int64_t plane_size, int64_t tile_rows,
-                         int64_t lanes) {
+                         int64_t lanes, bool alone) {
   constexpr int64_t kAlias = 2048;  // elements; lines so far apart share an L1 set of 8
   DotPlan plan{&t};
   for (const Tap& tap : t.taps) {
@@ -92,6 +106,7 @@ inline DotPlan plan_dots(TapConv& t, const View& in, int64_t plane_size, int64_t
     for (int64_t c = 0; c < t.C; ++c) plan.order.push_back(c * plane_size + tap.weight);
   }
   if (plan.order.size() % 2) plan.order.push_back(-1);
+  if (alone) plan_dot_pairs(plan, lanes);
   return plan;
 }
 

@@ -19,12 +19,13 @@ inline bool has_narrow_groups(const ConvParams& p) {
 }
 
 // Empty if the algorithm applies, else the reason why it does not.
-inline std::string supports_conv2d_depthwise(const ConvParams& p, DType dtype) {
+inline std::string supports_conv2d_depthwise(const ConvParams& p, DType dtype, ConvPass pass) {
   const int64_t in = p.C / p.groups, out = p.K / p.groups;
   if (in == 1 && out == 1) return "";
   if (has_narrow_groups(p))
-    return dtype == DType::kFloat32 ? ""
-                                    : "needs float32 tensors for more than one channel a group";
+    return dtype == DType::kFloat32 || (pass == ConvPass::kWgrad && dtype != DType::kFloat64)
+               ? ""
+               : "needs float32 tensors for more than one channel a group";
   return "needs 1, 2, 4 or 8 channels a group, as many in as out, got " + std::to_string(in) +
          " in and " + std::to_string(out) + " out";
 }
@@ -54,8 +55,8 @@ inline bool prefers_conv2d_winograd(const ConvParams& p, DType dtype) {
          p.K >= 12 && p.P >= 4 && p.Q >= 4;
 }
 // Groups of NCHW tensors have columns as lanes: short rows leave most of them idle.
-inline bool prefers_conv2d_depthwise(const ConvParams& p, DType dtype, bool nhwc) {
-  return supports_conv2d_depthwise(p, dtype).empty() &&
+inline bool prefers_conv2d_depthwise(const ConvParams& p, DType dtype, bool nhwc, ConvPass pass) {
+  return supports_conv2d_depthwise(p, dtype, pass).empty() &&
          (nhwc || p.C == p.groups || std::min(p.W, p.Q) >= 12);
 }
 inline bool prefers_conv2d_igemm(const ConvParams& p, bool nhwc, ConvPass pass) {
@@ -103,12 +104,12 @@ inline bool prefers_conv2d_dots(const ConvParams& p, bool nhwc, ConvPass pass) {
 
 inline ConvAlgo select_conv2d(const char* op, const ConvParams& p, DType dtype, bool nhwc,
                               const std::string& algo, ConvPass pass) {
-  const std::string depthwise = supports_conv2d_depthwise(p, dtype);
+  const std::string depthwise = supports_conv2d_depthwise(p, dtype, pass);
   const std::string winograd = supports_conv2d_winograd(p), dots = supports_conv2d_dots(dtype);
   const std::string chwn = supports_conv2d_chwn(p);
   if (algo == "auto") {
     if (dots.empty() && prefers_conv2d_dots(p, nhwc, pass)) return ConvAlgo::kDots;
-    if (prefers_conv2d_depthwise(p, dtype, nhwc)) return ConvAlgo::kDepthwise;
+    if (prefers_conv2d_depthwise(p, dtype, nhwc, pass)) return ConvAlgo::kDepthwise;
     if (prefers_conv2d_winograd(p, dtype)) return ConvAlgo::kWinograd;
     if (prefers_conv2d_chwn(p, nhwc, pass)) return ConvAlgo::kChwn;
     return prefers_conv2d_igemm(p, nhwc, pass) ? ConvAlgo::kIgemm : ConvAlgo::kDirect;
