@@ -117,11 +117,11 @@ inline GemmPlan plan_igemm(TapConv& t, const View& in, bool can_stay, int64_t si
 // are summed afterwards, in order.
 struct GemmGradPlan {
   TapConv tc;
-  std::vector<GemmRun> runs;     // the rows: elements side by side of what a pixel of dY meets
-  bool x_in_place, dy_in_place;  // read as they lie, not copied
-  int64_t x_row, x_step,
-      x_line;       // elements of x from row to row, from pixel to pixel, line to line
-  int64_t dy_step;  // of dY from pixel to pixel
+  std::vector<GemmRun> runs;      // the rows: elements side by side of what a pixel of dY meets
+  bool x_in_place, dy_in_place;   // read as they lie, not copied
+  int64_t x_pixel;                // elements of a pixel of the copy of x
+  int64_t x_row, x_step, x_line;  // of x from row to row, from pixel to pixel, line to line
+  int64_t dy_step;                // of dY from pixel to pixel
   int64_t pairs, item_channels, item_pairs, c_items, k_items, splits, chunks;
 };
 
@@ -130,7 +130,7 @@ inline GemmGradPlan plan_igemm_weight_grad(const ConvParams& p, const View& grad
                                            bool can_stay, int64_t size, int64_t rows,
                                            int64_t lanes) {
   constexpr int64_t kRows = 256, kSums = 32 << 10, kChannels = 64, kItems = 16;
-  constexpr int64_t kMaxPartials = 16 << 20, kAlias = 4096;
+  constexpr int64_t kMaxPartials = 16 << 20, kAlias = 4096, kLine = 64, kApart = 512;
   GemmGradPlan g{fprop_taps(p)};
   TapConv& t = g.tc;
   join_residues(t);
@@ -156,19 +156,24 @@ inline GemmGradPlan plan_igemm_weight_grad(const ConvParams& p, const View& grad
   const int64_t sums = t.groups * g.pairs * taps * t.C * 2 * lanes;
   g.splits = std::clamp<int64_t>(std::min(ceil_div(kItems, items), kMaxPartials / sums), 1,
                                  std::max<int64_t>(1, g.chunks));
-  // Planes of few channels are copied, so that those of neighbouring taps make long rows.
+  // Planes of few channels are copied, so that those of neighbouring taps make long rows; and what
+  // lies a multiple of kAlias apart.
+  const int64_t apart = (input.c == 1 ? t.step_w * input.w : input.c) * size;
   g.x_in_place =
-      can_stay && reads_no_padding(t) && input.c * size % kAlias && (taps == 1 || t.C >= 2 * rows);
+      can_stay && reads_no_padding(t) && apart % kAlias && (taps == 1 || t.C >= 2 * rows);
+  // Pixels kApart apart would share few sets of L1.
+  const bool alike = g.item_channels * size % kApart == 0;
+  g.x_pixel = g.item_channels + (alike ? kLine / size : 0);
   g.dy_in_place =
       can_stay && grad.c == 1 && t.M % lanes == 0 && (t.block_rows == 1 || t.col_blocks == 1);
   g.x_row = g.x_in_place ? input.c : 1;
-  g.x_step = g.x_in_place ? t.step_w * input.w : t.copy_w * g.item_channels;
-  g.x_line = g.x_in_place ? t.step_h * input.h : t.copy_h * t.pitch * g.item_channels;
+  g.x_step = g.x_in_place ? t.step_w * input.w : t.copy_w * g.x_pixel;
+  g.x_line = g.x_in_place ? t.step_h * input.h : t.copy_h * t.pitch * g.x_pixel;
   g.dy_step = g.dy_in_place ? grad.w : g.item_pairs * 2 * lanes;
   const bool merge = g.c_items == 1 && g.x_row == 1;
   g.runs = sort_into_runs(t, g.item_channels, merge, [&](const Tap& tap) {
     return g.x_in_place ? tap.h * input.h + tap.w * input.w
-                        : (tap.slot * t.plane + tap.row * t.pitch + tap.col) * g.item_channels;
+                        : (tap.slot * t.plane + tap.row * t.pitch + tap.col) * g.x_pixel;
   });
   return g;
 }
