@@ -283,9 +283,9 @@ CONVS = (
     Conv("depthwise_planes", (2, 20, 7, 7), (20, 1, 3, 3), padding=(1, 1, 1, 1), groups=20),
     Conv("depthwise_rows", (1, 2, 67, 101), (2, 1, 3, 3), padding=(1, 1, 1, 1), groups=2),
     Conv("depthwise_columns", (1, 1, 3, 1300), (1, 1, 3, 3), padding=(1, 1, 1, 1), bias=False),
-    # Groups of a tensor core's 16 channels and more, with phases of unequal length in the gradient.
     # Weights that outweigh the pixels of all images.
     Conv("groups_few_pixels", (2, 144, 3, 4), (160, 36, 2, 2), groups=4),
+    # Groups of a tensor core's 16 channels and more, with phases of unequal length in the gradient.
     Conv("groups16_stride", (1, 32, 9, 10), (40, 16, 3, 3), (2, 3), (1, 1, 2, 0), groups=2),
     # Padding: asymmetric, beyond the kernel so that whole windows see nothing, every mode.
     Conv("asymmetric", (2, 3, 7, 8), (4, 3, 3, 3), (2, 1), (3, 0, 0, 2)),
