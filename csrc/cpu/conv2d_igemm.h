@@ -135,7 +135,10 @@ inline GemmGradPlan plan_igemm_weight_grad(const ConvParams& p, const View& grad
   TapConv& t = g.tc;
   join_residues(t);
   const int64_t taps = t.taps.size();
-  const int64_t pixels_at_once = taps == 1 ? 256 : 384;  // which L2 keeps beside the next ones
+  // Which L2 keeps beside the next ones; tiles of few rows come back to a line so soon that it had
+  // better be in L1.
+  const bool short_tiles = rows < 8 && taps == 1 && input.c == 1 && grad.c == 1;
+  const int64_t pixels_at_once = short_tiles ? 112 : taps == 1 ? 256 : 384;
   t.col_blocks = ceil_div(t.Q, pixels_at_once);
   if (t.P == 1) t.col_blocks = even_blocks(t.col_blocks, t.N, t.col_blocks * 2);
   t.block_cols = ceil_div(t.Q, t.col_blocks);
