@@ -225,6 +225,10 @@ CONVS = (
     Conv("reduction1152", (2, 46, 6, 5), (8, 46, 5, 5), padding=(2, 2, 2, 2)),
     Conv("reduction512", (1, 32, 5, 17), (8, 32, 4, 4)),
     Conv("output1", (2, 16, 9, 9), (1, 16, 3, 3)),
+    # One channel in or out, whose columns share inputs; more channels than are summed at a time.
+    Conv("grey", (2, 1, 5, 23), (60, 1, 3, 3), padding=(1, 1, 1, 1)),
+    Conv("grey_window7", (1, 1, 9, 17), (3, 1, 7, 7), padding=(3, 3, 3, 3), bias=False),
+    Conv("output1_rows", (2, 5, 6, 30), (1, 5, 3, 5)),
     # Winograd: patches of 2x2 cut off on both sides, padding beyond the kernel, whose gradient
     # starts inside; channels one off its tile of 64 and its slices of 4, patches on two tiles.
     Conv("patches", (2, 6, 7, 9), (5, 6, 3, 3), padding=(5, 0, 1, 3)),

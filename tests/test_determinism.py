@@ -104,7 +104,9 @@ def test_an_image_is_the_same_alone_and_in_a_batch(case, format, cpu_isa):
 
 @pytest.mark.parametrize("format", ("contiguous", "channels_last"))
 @pytest.mark.parametrize(
-    "case", [c for c in CONVS if c.name in ("lenet2", "window_images", "images35")], ids=str
+    "case",
+    [c for c in CONVS if c.name in ("lenet1", "lenet2", "grey", "window_images", "images35")],
+    ids=str,
 )
 def test_an_image_is_the_same_alone_and_in_a_large_batch(case, format, cpu_isa):
     """A batch of these has images as lanes, which one image cannot fill."""

@@ -81,7 +81,9 @@ inline bool suits_conv2d_chwn(const ConvParams& p) {
 inline bool prefers_conv2d_chwn(const ConvParams& p, bool nhwc, ConvPass pass) {
   const int64_t C = p.C / p.groups, K = p.K / p.groups;
   if (!suits_conv2d_chwn(p)) return false;
-  return pass == ConvPass::kWgrad ? !prefers_conv2d_igemm(p, nhwc, pass) : std::min(C, K) >= 4;
+  const bool grey = C == 1 && K >= 4;
+  if (pass == ConvPass::kWgrad || grey) return !prefers_conv2d_igemm(p, nhwc, pass);
+  return std::min(C, K) >= 4;
 }
 
 // Of bfloat16, where its pairs are multiplied at twice the rate of float32. Lanes are the channels
