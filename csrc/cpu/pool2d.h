@@ -76,6 +76,8 @@ struct PoolJob {
   void* pooled;
   uint8_t* offsets;  // of a max pool, at most one of the two: tap r*S + s of the window,
   int64_t* indices;  // or position h*W + w in the plane
+  bool fetch;        // what is read is large: ahead of its use
+  bool stream;       // what is written is: past the caches, whole lines at a time
 };
 
 // Which offsets the windows of a plane take. Bits of an offset: r of its row, R + s of its column.

@@ -69,7 +69,26 @@ struct PoolTables {
             plane.data_ptr(),
             pooled.data_ptr(),
             nullptr,
-            nullptr};
+            nullptr,
+            bytes(p) >= kFetchBytes,
+            streams(p, dtype, nhwc, plane, pooled)};
+  }
+
+ private:
+  static constexpr int64_t kFetchBytes = int64_t{4} << 20, kStreamBytes = int64_t{16} << 20;
+  static int64_t bytes(const PoolParams& p) {
+    return p.N * p.C * (p.H * p.W + p.P * p.Q) * int64_t(sizeof(float));
+  }
+  // Lines of the written tensor that would leave the caches anyway need not be read first.
+  static bool streams(const PoolParams& p, DType dtype, bool nhwc, const Tensor& plane,
+                      const Tensor& pooled) {
+    constexpr int64_t kLine = 64;
+    const auto whole_lines = [&](const Tensor& t) {
+      return reinterpret_cast<uintptr_t>(t.data_ptr()) % kLine == 0 &&
+             (!nhwc || p.C * int64_t(sizeof(float)) % kLine == 0);
+    };
+    return dtype == DType::kFloat32 && bytes(p) >= kStreamBytes && whole_lines(plane) &&
+           whole_lines(pooled);
   }
 };
 
