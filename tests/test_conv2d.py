@@ -120,14 +120,21 @@ def test_every_algorithm(case, dtype, cpu_isa):
 
 @pytest.mark.sanitize
 @pytest.mark.parametrize("format", FORMATS)
-def test_winograd_weight_grad_in_chunks(format, cpu_isa):
-    """More tiles than are transformed at a time, and an odd number of vectors of channels."""
-    x = layout(values((2, 70, 143, 145), 0).float(), format)
-    g = layout(values((2, 35, 143, 145), 1).float(), format)
-    tail = ([35, 70, 3, 3], [1, 1], [1, 1, 1, 1], [1, 1], 1, "zeros")
-    ours = torch.ops.cnnkern.conv2d_weight_grad(g, x, *tail, "winograd")
-    want = torch.ops.cnnkern.conv2d_weight_grad(g.double(), x.double(), *tail, "direct")
-    assert_close(ours, want, torch.float32, 2 * 143 * 145, row="winograd")
+@pytest.mark.parametrize(
+    ("size", "outputs"), [((2, 70, 143, 145), 35), ((2, 352, 39, 38), 336)], ids=["shares", "sums"]
+)
+def test_winograd_weight_grad_in_chunks(size, outputs, format, cpu_isa):
+    """More tiles than are transformed at a time: by one thread for itself, or for all threads."""
+    N, C, H, W = size
+    x = layout(values(size, 0).float(), format)
+    g = layout(values((N, outputs, H, W), 1).float(), format)
+    tail = ([1, 1], [1, 1, 1, 1], [1, 1], 1, "zeros")
+    ops = torch.ops.cnnkern
+    ours = ops.conv2d_weight_grad(g, x, [outputs, C, 3, 3], *tail, "winograd")
+    some = slice(None, None, 7)
+    exact = g[:, some].double(), x.double(), [len(range(outputs)[some]), C, 3, 3]
+    want = ops.conv2d_weight_grad(*exact, *tail, "direct")
+    assert_close(ours[some], want, torch.float32, N * H * W, row="winograd")
 
 
 def test_winograd_is_off_by_less_than_1e_5():

@@ -39,18 +39,34 @@ inline WinogradPlan plan_winograd(const TapConv& tc) {
   return w;
 }
 
-// Blocking of the weight gradient, a sum over tiles: a chunk of them is transformed, inputs and
-// output gradients, then items of kGradChannels x 2 vectors of dW take their products.
+// Blocking of the weight gradient, a sum over tiles: items of kGradChannels x 2 vectors of dW. With
+// many tiles they are cut into shares, and a chunk is what a thread transforms of one at a time,
+// for itself; otherwise (shares = 0) a chunk is transformed for all.
 struct WinogradGradPlan {
   WinogradPlan w;
+  int64_t shares, share_tiles;
   int64_t chunk_tiles, chunks;
 };
 constexpr int64_t kGradChannels = 32;
 
 inline WinogradGradPlan plan_winograd_weight_grad(const ConvParams& p) {
-  constexpr int64_t kChunk = 4 << 20;  // floats: what is transformed stays in the L3 cache
+  // Floats of all sums that stay in the L3 cache beside the inputs, and of a chunk for all.
+  constexpr int64_t kSums = 4 << 20, kChunk = 4 << 20;
+  constexpr int64_t kItems = 16;  // shares x input channels
+  // Tiles to transform for itself: in the L2 cache, and whole rows or strips. Tuned on a Zen 4.
+  constexpr int64_t kOwnTiles = 32, kStrip = 14;
   WinogradGradPlan g{plan_winograd(fprop_taps(p))};
-  const int64_t per_tile = kWinogradPoints * (p.C + p.K);
+  const int64_t per_tile = kWinogradPoints * (p.C + p.K), sums = kWinogradPoints * p.C * p.K;
+  if (sums <= kSums && g.w.tiles * per_tile >= sums) {
+    const int64_t worth = g.w.tiles * per_tile / (3 * sums);  // where sums are added up in no time
+    const int64_t wanted = kItems / ceil_div(p.C, kGradChannels);
+    g.shares = std::max<int64_t>(1, std::min({worth, wanted, kSums / sums}));
+    const int64_t unit = std::min(g.w.tiles_w, kStrip);
+    g.share_tiles = ceil_div(ceil_div(g.w.tiles, g.shares), unit) * unit;
+    g.shares = ceil_div(g.w.tiles, g.share_tiles);
+    g.chunk_tiles = std::min(g.share_tiles, kOwnTiles / unit * unit);
+    return g;
+  }
   g.chunks = ceil_div(g.w.tiles, std::max(g.w.block_tiles, kChunk / per_tile));
   g.chunk_tiles = ceil_div(g.w.blocks, g.chunks) * g.w.block_tiles;
   g.chunks = ceil_div(g.w.tiles, g.chunk_tiles);

@@ -1,13 +1,17 @@
 #include "workspace.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <new>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace cnnkern {
 namespace {
 
-constexpr size_t kAlignment = 64;
+constexpr size_t kAlignment = 64, kHugePage = size_t{2} << 20, kHugeFrom = size_t{1} << 20;
 constexpr size_t kKeep = size_t{64}
                          << 20;  // a larger one is given back at the next smaller request
 
@@ -27,9 +31,13 @@ void* thread_workspace(Scratch kind, size_t bytes) {
   if (arena.size < bytes || (arena.size > kKeep && bytes <= kKeep)) {
     arena.memory.reset();
     arena.size = 0;
-    const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-    arena.memory.reset(std::aligned_alloc(kAlignment, rounded ? rounded : kAlignment));
+    const size_t align = bytes >= kHugeFrom ? kHugePage : kAlignment;
+    const size_t rounded = std::max<size_t>(1, (bytes + align - 1) / align) * align;
+    arena.memory.reset(std::aligned_alloc(align, rounded));
     if (!arena.memory) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+    if (align == kHugePage) (void)madvise(arena.memory.get(), rounded, MADV_HUGEPAGE);
+#endif
     arena.size = rounded;
   }
   return arena.memory.get();
