@@ -435,6 +435,24 @@ def test_dots_weight_grad_in_chunks(input, weight, format):
     assert_close(ours, want, torch.bfloat16, g[:, 0].numel())
 
 
+@pytest.mark.sanitize
+@pytest.mark.skipif("avx512_bf16" not in _C.cpu_isas(), reason="this CPU has no AVX512-BF16")
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("kernel", "stride"), ((1, 1), (3, 2)))
+def test_dots_past_the_caches(kernel, stride, format):
+    """Outputs that are streamed."""
+    x = layout(values((2, 64, 208, 209), 0).bfloat16(), format)
+    w = values((64, 64, kernel, kernel), 1).bfloat16()
+    tail = ([stride] * 2, [kernel // 2] * 4, [1, 1], 1, "zeros")
+    ops = torch.ops.cnnkern
+    want = ops.conv2d(x.double(), w.double(), None, *tail, "direct")
+    assert_close(ops.conv2d(x, w, None, *tail, "dots"), want, x.dtype, w[0].numel())
+    g = layout(values(tuple(want.shape), 2).bfloat16(), format)
+    ours = ops.conv2d_input_grad(g, w, x.shape, *tail, "dots")
+    want = ops.conv2d_input_grad(g.double(), w.double(), x.shape, *tail, "direct")
+    assert_close(ours, want, x.dtype, w[0].numel())
+
+
 @pytest.mark.skipif("avx512_bf16" not in _C.cpu_isas(), reason="this CPU has no AVX512-BF16")
 @pytest.mark.parametrize("format", FORMATS)
 def test_nan_and_infinity_reach_only_their_windows_by_dots(format):

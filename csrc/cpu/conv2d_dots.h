@@ -16,6 +16,7 @@ struct DotPlan {
   TapConv* tc;
   bool in_place;                // reads the input as it lies, not a copy of it
   bool by_pairs = false;        // items are pairs of output vectors of all images
+  bool stream = false;          // outputs are stored past the caches
   int64_t base_h, base_w;       // input position of the first element for output (0, 0)
   int64_t source_h, source_w;   // input rows and columns from one of the copy to the next
   int64_t step_h, step_w;       // rows and columns of the copy from one output to the next

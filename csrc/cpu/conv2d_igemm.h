@@ -159,11 +159,11 @@ inline GemmGradPlan plan_igemm_weight_grad(const ConvParams& p, const View& grad
   const int64_t sums = t.groups * g.pairs * taps * t.C * 2 * lanes;
   g.splits = std::clamp<int64_t>(std::min(ceil_div(kItems, items), kMaxPartials / sums), 1,
                                  std::max<int64_t>(1, g.chunks));
-  // Planes of few channels are copied, so that those of neighbouring taps make long rows; and what
-  // lies a multiple of kAlias apart.
+  // Planes of few channels are copied, so that those of neighbouring taps make long rows, unless
+  // they lie that way; and what lies a multiple of kAlias apart.
   const int64_t apart = (input.c == 1 ? t.step_w * input.w : input.c) * size;
-  g.x_in_place =
-      can_stay && reads_no_padding(t) && apart % kAlias && (taps == 1 || t.C >= 2 * rows);
+  const bool joined = taps == 1 || t.C >= 2 * rows || (input.c == 1 && input.w == t.C);
+  g.x_in_place = can_stay && reads_no_padding(t) && apart % kAlias && joined;
   // Pixels kApart apart would share few sets of L1.
   const bool alike = g.item_channels * size % kApart == 0;
   g.x_pixel = g.item_channels + (alike ? kLine / size : 0);
