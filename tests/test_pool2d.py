@@ -214,6 +214,30 @@ def test_adaptive_max_pool2d_of_nan_and_infinity(format, target):
         torch.testing.assert_close(one.cpu(), other, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.sanitize
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), (((2, 2), (2, 2), (0, 0)), ((3, 3), (1, 1), (1, 1)),
+                                      ((3, 3), (2, 2), (1, 1)), ((4, 5), (4, 5), (0, 0))), ids=str
+)  # fmt: skip
+def test_pools_past_the_caches(kernel, stride, padding, format, cpu_isa):
+    """On the CPU a batch of 16 MiB or more is fetched early and streamed; an image alone is not."""
+    x = layout(values((9, 32, 134, 115), 3).float(), format)
+    last = x[8:].contiguous(memory_format=torch.channels_last) if is_nhwc(x) else x[8:].contiguous()
+    window = (kernel, stride, padding)
+    for pool in (functional.max_pool2d, functional.avg_pool2d, functional.adaptive_avg_pool2d):
+        arguments = ((33, 23),) if pool is functional.adaptive_avg_pool2d else window
+        both = []
+        for images in (x.clone(memory_format=torch.preserve_format), last.clone()):
+            images.requires_grad_()
+            y = pool(images, *arguments)
+            g = layout(values((9, *y.shape[1:]), 4).float()[-len(images) :], format)
+            both.append((y.detach()[-1], *torch.autograd.grad(y, images, g)))
+        (y_batch, grad_batch), (y_alone, grad_alone) = both
+        assert torch.equal(y_batch, y_alone), pool
+        assert torch.equal(grad_batch[-1], grad_alone[0]), pool
+
+
 def test_adaptive_output_sizes():
     x = values((2, 3, 6, 9), 0)
     for size in (2, (3, 2), (None, 4), None):
