@@ -11,7 +11,7 @@
 namespace cnnkern {
 namespace {
 
-constexpr size_t kAlignment = 64, kHugePage = size_t{2} << 20, kHugeFrom = size_t{1} << 20;
+constexpr size_t kAlignment = 64, kHugePage = size_t{2} << 20;
 constexpr size_t kKeep = size_t{64}
                          << 20;  // a larger one is given back at the next smaller request
 
@@ -31,12 +31,14 @@ void* thread_workspace(Scratch kind, size_t bytes) {
   if (arena.size < bytes || (arena.size > kKeep && bytes <= kKeep)) {
     arena.memory.reset();
     arena.size = 0;
-    const size_t align = bytes >= kHugeFrom ? kHugePage : kAlignment;
-    const size_t rounded = std::max<size_t>(1, (bytes + align - 1) / align) * align;
-    arena.memory.reset(std::aligned_alloc(align, rounded));
-    if (!arena.memory) throw std::bad_alloc();
+    const size_t align = bytes >= kHugePage ? kHugePage : kAlignment;
+    const size_t rounded = std::max<size_t>(1, (bytes + kAlignment - 1) / kAlignment) * kAlignment;
+    // Not aligned_alloc, which wants a size in whole alignments: what is over stays in small pages.
+    void* memory = nullptr;
+    if (posix_memalign(&memory, align, rounded)) throw std::bad_alloc();
+    arena.memory.reset(memory);
 #if defined(MADV_HUGEPAGE)
-    if (align == kHugePage) (void)madvise(arena.memory.get(), rounded, MADV_HUGEPAGE);
+    if (align == kHugePage) (void)madvise(memory, rounded / kHugePage * kHugePage, MADV_HUGEPAGE);
 #endif
     arena.size = rounded;
   }
