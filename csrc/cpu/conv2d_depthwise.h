@@ -1,6 +1,8 @@
 // What all tiles of a depthwise TapConv share, whatever the instruction set: which taps of two
 // neighbouring output rows read the same input row, and where every output's columns lie.
 #pragma once
+#include <algorithm>
+#include <numeric>
 #include <tuple>
 #include <vector>
 
@@ -8,12 +10,16 @@
 
 namespace cnnkern {
 
+// Taps of one row of inputs that neighbouring output columns share, from the left to the right.
+struct DepthwiseRun {
+  int64_t first, step, count;  // the first tap, the distance from one tap's index to the next's
+  int64_t pair = -1;           // the run of the next output row that reads the same inputs
+  bool is_second = false;      // whether it is the other one of such a pair
+};
+
 struct DepthwisePlan {
   const TapConv* tc;
-  // Of tap t of a row: the tap of the next row that reads the same inputs, or -1; and whether it is
-  // the other one of such a pair.
-  std::vector<int64_t> pair;
-  std::vector<bool> is_second;
+  std::vector<DepthwiseRun> runs;
   // Of tap t: the row of `columns` that holds the offset of the input column of every output
   // column, or -1 on a zero.
   std::vector<int64_t> column_row;
@@ -22,6 +28,39 @@ struct DepthwisePlan {
   int64_t begin, end;  // the output columns of which no tap meets the padding
   int64_t last_h = 0;  // the largest tap.h
 };
+
+inline std::vector<DepthwiseRun> depthwise_runs(const TapConv& tc) {
+  std::vector<int64_t> order(tc.taps.size());
+  std::iota(order.begin(), order.end(), 0);
+  auto chain = [&](const Tap& tap) { return (tap.w % tc.step_w + tc.step_w) % tc.step_w; };
+  std::sort(order.begin(), order.end(), [&](int64_t i, int64_t j) {
+    const Tap &a = tc.taps[i], &b = tc.taps[j];
+    return std::make_tuple(a.h, chain(a), a.w) < std::make_tuple(b.h, chain(b), b.w);
+  });
+  std::vector<DepthwiseRun> runs;
+  for (int64_t t : order) {
+    if (!runs.empty()) {
+      DepthwiseRun& run = runs.back();
+      const int64_t last = run.first + (run.count - 1) * run.step;
+      if (tc.taps[last].h == tc.taps[t].h && tc.taps[last].w + tc.step_w == tc.taps[t].w &&
+          (run.count == 1 || last + run.step == t)) {
+        run.step = t - last, ++run.count;
+        continue;
+      }
+    }
+    runs.push_back({t, 0, 1});
+  }
+  for (DepthwiseRun& a : runs)
+    for (size_t i = 0; i < runs.size(); ++i) {
+      const DepthwiseRun& b = runs[i];
+      if (tc.taps[b.first].h + tc.step_h == tc.taps[a.first].h &&
+          tc.taps[b.first].w == tc.taps[a.first].w && b.count == a.count && b.step == a.step) {
+        a.pair = int64_t(i);
+        runs[i].is_second = true;
+      }
+    }
+  return runs;
+}
 
 // The outputs [begin, end) of [0, Q) whose columns q*step + first .. q*step + last lie in [0, W).
 inline void inner_range(int64_t Q, int64_t step, int64_t first, int64_t last, int64_t W,
@@ -33,24 +72,21 @@ inline void inner_range(int64_t Q, int64_t step, int64_t first, int64_t last, in
 inline DepthwisePlan plan_depthwise(const TapConv& tc, const View& in) {
   constexpr int64_t kLargestTile = 8;  // is always whole in `columns`
   const int64_t taps = tc.taps.size();
-  DepthwisePlan plan{&tc};
-  plan.pair.assign(taps, -1), plan.is_second.assign(taps, false);
+  DepthwisePlan plan{&tc, depthwise_runs(tc)};
   plan.pitch = std::max(tc.Q, kLargestTile);
   int64_t first = 0, last = 0;
-  std::map<int64_t, int64_t> rows;
   for (int64_t t = 0; t < taps; ++t) {
     const Tap& tap = tc.taps[t];
-    for (int64_t u = 0; u < taps; ++u)
-      if (tc.taps[u].h + tc.step_h == tap.h && tc.taps[u].w == tap.w) {
-        plan.pair[t] = u;
-        plan.is_second[u] = true;
-      }
     plan.last_h = t ? std::max(plan.last_h, tap.h) : tap.h;
     first = t ? std::min(first, tap.w) : tap.w, last = t ? std::max(last, tap.w) : tap.w;
+  }
+  std::map<int64_t, int64_t> rows;
+  for (const Tap& tap : tc.taps) {
     const auto [entry, is_new] = rows.try_emplace(tap.w, int64_t(rows.size()));
     plan.column_row.push_back(entry->second);
+    // Also of outputs beyond the last one, which reads the same by another tap.
     for (int64_t q = 0; is_new && q < plan.pitch; ++q) {
-      const int64_t w = q < tc.Q ? padded_index(q * tc.step_w + tap.w, tc.W, tc.mode) : -1;
+      const int64_t w = padded_index(q * tc.step_w + tap.w, tc.W, tc.mode);
       plan.columns.push_back(w < 0 ? -1 : w * in.w);
     }
   }
