@@ -18,20 +18,6 @@
 namespace cnnkern {
 namespace {
 
-// One TapConv, or the phases of one gradient, in either layout.
-template <typename T>
-void depthwise(TapConv* taps, size_t count, const View& in, const T* weight, const T* bias,
-               const View& out) {
-  if (in.c != 1) {
-    const std::vector<PlanePlan> plans = plan_planes(taps, count);
-    return CNNKERN_ISA_CALL(
-        launch_conv2d_depthwise_planes<T>(plans.data(), count, in, weight, bias, out));
-  }
-  std::vector<DepthwisePlan> plans;
-  for (size_t i = 0; i < count; ++i) plans.push_back(plan_depthwise(taps[i], in));
-  CNNKERN_ISA_CALL(launch_conv2d_depthwise<T>(plans.data(), count, in, weight, bias, out));
-}
-
 // The selector lets none but bfloat16 come here, and avx512_bf16.
 template <typename T>
 void dots(TapConv* taps, size_t count, int64_t plane_size, const View& in, const T* weight,
@@ -55,7 +41,7 @@ void run_conv2d(const ConvParams& p, DType dtype, bool nhwc, ConvAlgo algo, cons
     const View in_view = view_of(const_cast<void*>(input), f.C, f.H, f.W, nhwc);
     const View out_view = view_of(output, f.K, f.P, f.Q, nhwc);
     if (algo == ConvAlgo::kDepthwise)
-      return depthwise<T>(&taps, 1, in_view, weights, biases, out_view);
+      return run_conv2d_depthwise<T>(&taps, 1, in_view, weights, biases, out_view);
     if (algo == ConvAlgo::kDots)
       return dots<T>(&taps, 1, f.R * f.S, in_view, weights, biases, out_view);
     if (algo == ConvAlgo::kWinograd)
@@ -136,7 +122,7 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Ints& i
     const View out_view = view_of(out.data_ptr(), f.C, f.H, f.W, nhwc);
     if (chosen == ConvAlgo::kDepthwise && !folds)
       return for_phases(f, [&](TapConv* phases, size_t count) {
-        depthwise<T>(phases, count, grad_view, weights, nullptr, out_view);
+        run_conv2d_depthwise<T>(phases, count, grad_view, weights, nullptr, out_view);
       });
     if (chosen == ConvAlgo::kDots && !folds)
       return for_phases(f, [&](TapConv* phases, size_t count) {

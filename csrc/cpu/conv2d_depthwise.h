@@ -201,4 +201,9 @@ inline std::vector<PlanePlan> plan_planes(TapConv* tc, size_t count) {
   return plans;
 }
 
+// One TapConv, or the phases of one gradient, in either layout.
+template <typename T>
+void run_conv2d_depthwise(TapConv* taps, size_t count, const View& in, const T* weight,
+                          const T* bias, const View& out);
+
 }  // namespace cnnkern
