@@ -2,6 +2,7 @@
 #include "conv2d_act_pool2d_grad.h"
 #include "check.h"
 #include "conv2d_run.h"
+#include "conv2d_winograd.h"
 #include "mlp_run.h"
 #include "output.h"
 #include "parallel.h"

@@ -5,6 +5,7 @@
 #include <iterator>
 #include <sstream>
 
+#include "conv2d_chwn.h"
 #include "conv2d_select.h"
 #include "mlp_run.h"
 #include "output.h"
@@ -73,7 +74,8 @@ void plan_lanes(const char* op, const std::string& algo, std::vector<BlockPlan>&
   for (size_t i = 0; i < blocks.size(); ++i) {
     BlockPlan& b = blocks[i];
     lanes = lanes && b.algo == ConvAlgo::kChwn && takes_lanes(op, b.p, b.ap, b.dtype, b.nhwc, algo);
-    b.lanes = {lanes && i > 0, lanes, false};
+    const bool winograd = lanes && algo == "auto" && suits_image_winograd(b.p, b.dtype);
+    b.lanes = {lanes && i > 0, lanes, false, winograd};
     if (lanes && i > 0) blocks[i - 1].lanes.output = true;
   }
 }

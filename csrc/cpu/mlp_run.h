@@ -27,9 +27,10 @@ Tensors run_mlp_grad(const char* op, const Tensor& grad, const Tensor& input, in
                      bool need_input, bool need_params);
 
 // Which of a block's tensors have images in lanes, see View: its input, and its gradient; what is
-// saved for backward; its output, and its gradient.
+// saved for backward; its output, and its gradient. And whether, where something is saved, Winograd
+// may compute it, whose last bits are not those of an image alone.
 struct InLanes {
-  bool input = false, saved = false, output = false;
+  bool input = false, saved = false, output = false, winograd = false;
 };
 
 // True if the block and its gradient take any tensors in lanes.
