@@ -165,7 +165,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_act_pool2d_grad(
     using T = decltype(type);
     return CNNKERN_ISA_CALL(launch_conv2d_act_pool2d_grad<T>(
         p, order, o.f, o.grad_view, in_view, static_cast<const T*>(w.data_ptr()), o.output_view,
-        o.saved_view, o.offsets_view, out));
+        o.saved_view, o.offsets_view, lanes.winograd && grads_by_winograd(p), out));
   };
   if (!(dtype == DType::kFloat64 ? launch(double{}) : launch(float{}))) fail(op, kWrongOffsets);
   return {dx, dw, db};

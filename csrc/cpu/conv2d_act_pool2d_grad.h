@@ -64,6 +64,14 @@ inline bool supports_block_grad(const ConvParams& p, const ActPool& ap, bool nee
   return block_grad_space(g, ap.pool, need_input, 16).total() <= kVectors;
 }
 
+// Of what suits_image_winograd(): where what becomes of a block of images stays in a 1 MiB L2.
+inline bool grads_by_winograd(const ConvParams& p) {
+  constexpr int64_t kVectors = (1 << 20) / 64;
+  const bool pads = p.pad_top || p.pad_bottom || p.pad_left || p.pad_right;
+  const int64_t tiles = p.P / 2 * (p.Q / 2);
+  return !pads && 6 * tiles * (2 * p.C + p.K) + 2 * p.C * p.H * p.W + p.K * p.P * p.Q <= kVectors;
+}
+
 // What the kernel writes; null what nobody asks for.
 struct BlockGrads {
   View input;
