@@ -133,6 +133,42 @@ def test_images_in_lanes_between_blocks(pool, width, algo, images, dtype, cpu_is
         torch.testing.assert_close(one, want, rtol=1e-4, atol=1e-5)
 
 
+# Blocks of 5x5 kernels and windows of 2x2, then the images' size: outputs are whole tiles.
+WINOGRAD = {
+    "lenet2": ([ConvBlock(1, 6, 5, padding=2), ConvBlock(6, 16, 5)], (1, 28, 28)),
+    "first": ([ConvBlock(4, 7, 5)], (4, 6, 6)),
+    "wide": ([ConvBlock(5, 20, 5)], (5, 8, 20)),
+    "padded": ([ConvBlock(6, 6, 5, padding=(2, 1))], (6, 10, 8)),
+    "twice": ([ConvBlock(4, 5, 5), ConvBlock(5, 9, 5)], (4, 16, 20)),
+}  # fmt: skip
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("name", WINOGRAD)
+@pytest.mark.parametrize("images", (32, 45))
+@pytest.mark.parametrize(
+    ("activation", "pool"), (("Sigmoid", "avg"), ("Tanh", "avg"), ("ReLU", "max"))
+)
+def test_training_by_winograd(activation, pool, images, name, cpu_isa):
+    """The block's forward pass and its gradients, next to float64."""
+    torch.manual_seed(0)
+    blocks, size = copy.deepcopy(WINOGRAD[name])
+    for block in blocks:
+        block.set_activation_and_pool(activation.lower(), pool)
+    x = torch.randn(images, *size, requires_grad=True)
+    features = nn.Sequential(*blocks)(x).flatten(1).size(1)
+    net = ConvMLP(blocks, [nn.Linear(features, 8), getattr(nn, activation)(), nn.Linear(8, 3)])
+    exact = copy.deepcopy(net).double()
+    x64 = x.detach().double().requires_grad_()
+    y, want = net(x), layer_by_layer(exact, x64)
+    found, wanted = [y, *gradients(y, net, x)], [want, *gradients(want, exact, x64)]
+    for one, other in zip(found, wanted, strict=True):
+        assert (one - other).norm() < 1e-5 * other.norm()
+    for block in blocks:
+        block.algo = "chwn"
+    assert not torch.equal(net(x), y)
+
+
 def called(net, x, monkeypatch):
     """Return the output, and whether the network took its own op."""
     calls = []
@@ -211,7 +247,10 @@ def test_blocks_of_their_own_geometry(monkeypatch):
 
 
 def test_images_alone_and_threads(cpu_isa, restore_threads):
-    """An image's scores are its own, and no thread count changes a bit of them or of a gradient."""
+    """An image's scores are its own, and no thread count changes a bit of them or of a gradient.
+
+    In training, Winograd may compute those of many images: their last bits are not the same.
+    """
     torch.manual_seed(0)
     net, x = LeNet(), torch.rand(70, 1, 28, 28, requires_grad=True)
     results = []
@@ -222,7 +261,8 @@ def test_images_alone_and_threads(cpu_isa, restore_threads):
         assert_same_bits(results[0], results[-1], f"{threads} threads")
     with torch.no_grad():
         alone = torch.cat([net(x[i : i + 1]) for i in range(70)])
-    assert_same_bits([alone], [results[0][0]])
+        assert_same_bits([alone], [net(x)])
+    torch.testing.assert_close(alone, results[0][0], rtol=1e-5, atol=1e-6)
 
 
 def test_second_derivatives_of_a_network():
