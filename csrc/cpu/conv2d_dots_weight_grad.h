@@ -40,7 +40,7 @@ inline void spread_planes(TapConv& t, bool all) {
 
 inline DotGradPlan plan_dots_weight_grad(const ConvParams& p, const View& input, int64_t lanes) {
   constexpr int64_t kPixels = 400, kSums = 512 << 10, kChannels = 64, kRows = 512;
-  constexpr int64_t kItems = 16, kFewItems = 8, kChunks = 4;
+  constexpr int64_t kItems = 16, kFewItems = 8, kChunks = 8;
   constexpr int64_t kMaxPartials = 16 << 20, kShortRow = 32, kAlias = 2048;
   DotGradPlan g{fprop_taps(p)};
   TapConv& t = g.tc;
