@@ -128,9 +128,8 @@ void run_block(const char* op, const BlockPlan& plan, const Tensor& like, const 
     using T = decltype(type);
     const T *weight = static_cast<const T*>(o.weight), *bias = static_cast<const T*>(o.bias);
     if (plan.algo == ConvAlgo::kChwn)
-      CNNKERN_ISA_CALL(
-          launch_conv2d_act_pool2d_chwn<T>(plan.taps, f, pool.P, in, weight, bias, out, saved,
-                                           offsets, plan.lanes.winograd && (o.saved || o.offsets)));
+      CNNKERN_ISA_CALL(launch_conv2d_act_pool2d_chwn<T>(plan.taps, f, pool.P, in, weight, bias, out,
+                                                        saved, offsets, plan.lanes.winograd));
     else
       CNNKERN_ISA_CALL(
           launch_conv2d_act_pool2d<T>(plan.taps, f, pool.P, in, weight, bias, out, saved, offsets));

@@ -5,6 +5,9 @@
 
 namespace cnnkern {
 
+// What an item may take, in vectors of 64 bytes: a 1 MiB L2.
+constexpr int64_t kBlockGradVectors = (1 << 20) / 64;
+
 struct BlockGradPlan {
   ChwnPlan dgrad;  // of whole planes
   TapConv x;       // the copy of the input that the weight gradient reads
@@ -51,25 +54,29 @@ inline BlockGradSpace block_grad_space(const BlockGradPlan& g, const PoolParams&
 // True if the gradient can be computed that way, with what an item needs in a 1 MiB L2. Max pools
 // overwrite what the derivatives of gelu and silu are taken at.
 inline bool supports_block_grad(const ConvParams& p, const ActPool& ap, bool need_input) {
-  constexpr int64_t kVectors = (1 << 20) / 64;
   if (!supports_conv2d_chwn(p).empty() || p.groups != 1) return false;
   const int64_t rows = p.H + p.pad_top + p.pad_bottom, columns = p.W + p.pad_left + p.pad_right;
-  if (std::min(p.H, p.W) < 1 || std::max(rows, columns) > kVectors) return false;
+  if (std::min(p.H, p.W) < 1 || std::max(rows, columns) > kBlockGradVectors) return false;
   if (ap.kind == PoolKind::kMax && ap.saves_conv()) return false;
   if (need_input &&
       (p.mode != PaddingMode::kZeros || std::max(p.pad_top, p.pad_bottom) > (p.R - 1) * p.dil_h ||
        std::max(p.pad_left, p.pad_right) > (p.S - 1) * p.dil_w))
     return false;
   const BlockGradPlan g = plan_block_grad(p, SumOrder::kDirect, need_input, 1, 16);
-  return block_grad_space(g, ap.pool, need_input, 16).total() <= kVectors;
+  return block_grad_space(g, ap.pool, need_input, 16).total() <= kBlockGradVectors;
 }
 
-// Of what suits_image_winograd(): where what becomes of a block of images stays in a 1 MiB L2.
-inline bool grads_by_winograd(const ConvParams& p) {
-  constexpr int64_t kVectors = (1 << 20) / 64;
-  const bool pads = p.pad_top || p.pad_bottom || p.pad_left || p.pad_right;
+// What an item needs for the points of Winograd's tiles, in vectors; the last ones hold offsets.
+inline int64_t winograd_grad_space(const ConvParams& p) {
   const int64_t tiles = p.P / 2 * (p.Q / 2);
-  return !pads && 6 * tiles * (2 * p.C + p.K) + 2 * p.C * p.H * p.W + p.K * p.P * p.Q <= kVectors;
+  return 6 * (p.P / 2 * p.C * p.W + tiles * (p.C + p.K)) + p.C;
+}
+
+// Of what suits_image_winograd(): true if the points fit beside the input, its gradient and dZ.
+inline bool grads_by_winograd(const ConvParams& p) {
+  const bool pads = p.pad_top || p.pad_bottom || p.pad_left || p.pad_right;
+  const int64_t planes = 2 * p.C * p.H * p.W + p.K * p.P * p.Q;
+  return !pads && winograd_grad_space(p) + planes <= kBlockGradVectors;
 }
 
 // What the kernel writes; null what nobody asks for.
