@@ -48,18 +48,21 @@ def settings(rows: Rows) -> list[Rows]:
 
 
 def tables(rows: Rows) -> str:
-    """Give the Markdown between the README's markers."""
-    groups = settings(sorted(rows, key=lambda r: r["subject"] != "lenet"))
-    lenet = [r for r in groups[0] if r["subject"] == "lenet"]
-    groups[0] = [r for r in groups[0] if r["subject"] != "lenet"]
-    parts = [
-        _peaks(groups[0] or lenet),
-        _lenet_table(lenet),
-        _summary_table(groups[0]),
-        _settings_table(groups),
-        _memory_table(),
-    ]
-    return "\n\n".join(filter(None, parts))
+    """Give the Markdown between the README's markers: the first machine's in full."""
+    machines: dict[str, Rows] = defaultdict(list)
+    for row in rows:
+        machines[row["device"]].append(row)
+    parts = []
+    for machine in machines.values():
+        groups = settings(sorted(machine, key=lambda r: r["subject"] != "lenet"))
+        lenet = [r for r in groups[0] if r["subject"] == "lenet"]
+        groups[0] = [r for r in groups[0] if r["subject"] != "lenet"]
+        parts += [_peaks(groups[0] or lenet), _lenet_table(lenet)]
+        if machine is machines[rows[0]["device"]]:
+            parts += [_summary_table(groups[0]), _settings_table(groups[1:])]
+        else:
+            parts.append(_settings_table(groups))
+    return "\n\n".join(filter(None, [*parts, _memory_table()]))
 
 
 def _peaks(rows: Rows) -> str:
@@ -144,10 +147,11 @@ def _summary_table(rows: Rows) -> str:
 
 def _settings_table(groups: list[Rows]) -> str:
     """Give the geometric means of the same problems by type, instruction set and threads."""
-    if len(groups) < 2:
+    groups = [rows for rows in groups if rows]
+    if not groups:
         return ""
     columns = {}
-    for rows in groups[1:]:
+    for rows in groups:
         threads = f"{rows[0]['threads']} thread{'s' * (rows[0]['threads'] != '1')}"
         columns[f"{rows[0]['dtype']}, {rows[0]['isa']}, {threads}"] = _ratios(rows)
     keys = list(dict.fromkeys(key for ratios in columns.values() for key in ratios))

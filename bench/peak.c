@@ -13,9 +13,12 @@ typedef float vec __attribute__((vector_size(WIDTH)));
 
 /* Runs STEP(sum) on all sums, and returns a value that depends on all of them, so that none is
  * optimised away. Every loop over the sums is unrolled: an index at run time would put them into
- * memory. */
+ * memory. The factors are made by no instruction that the compiler knows, or it would keep them in
+ * memory, and processors with twice as many products a cycle as loads would show half their rate.
+ */
 #define LOOP(STEP)                                                                     \
   vec sums[CHAINS];                                                                    \
+  __asm__ volatile("" : "+v"(a), "+v"(b));                                             \
   _Pragma("GCC unroll 32") for (int c = 0; c < CHAINS; ++c) sums[c] = a * (float)c;    \
   for (long n = 0; n < iterations; ++n) {                                              \
     _Pragma("GCC unroll 32") for (int c = 0; c < CHAINS; ++c) sums[c] = STEP(sums[c]); \
@@ -39,9 +42,9 @@ long fma_flops(void) { return 2L * CHAINS * (WIDTH / 4); }
 #include <immintrin.h>
 
 float dot_loop(long iterations, float factor) {
-  vec a;
-  for (unsigned i = 0; i < WIDTH / 4; ++i) a[i] = factor;
-#define DOT(sum) (vec) _mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)a)
+  vec a, b;
+  for (unsigned i = 0; i < WIDTH / 4; ++i) a[i] = b[i] = factor;
+#define DOT(sum) (vec) _mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b)
   LOOP(DOT)
 }
 
