@@ -154,7 +154,8 @@ inline GemmGradPlan plan_igemm_weight_grad(const ConvParams& p, const View& grad
   // they lie that way; and what lies a multiple of kAlias apart.
   const int64_t apart = (input.c == 1 ? t.step_w * input.w : input.c) * size;
   const bool joined = taps == 1 || t.C >= 2 * rows || (input.c == 1 && input.w == t.C);
-  g.x_in_place = can_stay && reads_no_padding(t) && apart % kAlias && joined;
+  const bool adjacent = input.c == 1 || t.step_w * input.w == 1;
+  g.x_in_place = can_stay && reads_no_padding(t) && apart % kAlias && joined && adjacent;
   // Items of other outputs copy the same inputs: rather fewer channels of all outputs. Measured on
   // a Zen 4, it does not pay where tiles are short.
   const int64_t all = g.pairs * 2 * lanes;
