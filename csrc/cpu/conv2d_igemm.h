@@ -19,8 +19,18 @@ inline std::vector<GemmRun> channel_runs(int64_t C, int64_t lanes, int64_t block
   return runs;
 }
 
+// Vectors of `lanes` elements, shared as evenly as can be by panels of `most`.
+struct GemmPanels {
+  int64_t vectors, count;
+  GemmPanels(int64_t elements, int64_t lanes, int64_t most)
+      : vectors(ceil_div(elements, lanes)), count(ceil_div(vectors, most)) {}
+  int64_t first(int64_t i) const { return tile_start(i, vectors, count); }
+  int width(int64_t i) const { return int(first(i + 1) - first(i)); }
+};
+
 struct GemmPlan {
   TapConv* tc;
+  GemmPanels panels;          // of the output channels of a group: the tiles of tc
   std::vector<GemmRun> runs;  // of all taps and channels, in the order of tc->taps
   bool in_place;              // reads the input as it lies, not a copy of it
   int64_t column;             // elements of a column of the copy
@@ -51,11 +61,11 @@ inline int64_t copy_width(const TapConv& t, int64_t columns) {
   return (columns - 1) * t.copy_w + t.halo_cols + 1;
 }
 
-// Cuts the problem into items (image, group, rows, columns, pairs of output vectors) whose input
-// stays in a 1 MiB L2 beside the weights of a pair. `rows`: pixels of a tile.
-inline void plan_gemm_blocks(TapConv& t, int64_t rows, int64_t lanes) {
+// Cuts the problem into items (image, group, rows, columns, panels of output channels) whose input
+// stays in a 1 MiB L2 beside the weights of a panel. `rows`: pixels of a tile.
+inline void plan_gemm_blocks(TapConv& t, int64_t panels, int64_t rows) {
   constexpr int64_t kCopy = 64 << 10;
-  t.tiles = ceil_div(t.M, 2 * lanes);
+  t.tiles = panels;
   const int64_t slots = std::max<int64_t>(1, t.slots.size());
   const int64_t pixels = std::max<int64_t>(kCopy / (t.C * slots * t.copy_h * t.copy_w), rows);
   const int64_t halo_rows = ceil_div(t.halo_rows, t.copy_h);
@@ -95,12 +105,12 @@ std::vector<GemmRun> sort_into_runs(TapConv& t, int64_t channels, bool merge, co
 }
 
 // `size`: bytes of an element of the copy; `can_stay`: the input's elements have that very type.
-inline GemmPlan plan_igemm(TapConv& t, const View& in, bool can_stay, int64_t size, int64_t rows,
-                           int64_t lanes) {
+inline GemmPlan plan_igemm(TapConv& t, const View& in, bool can_stay, int64_t size,
+                           const GemmPanels& panels, int64_t rows, int64_t lanes) {
   constexpr int64_t kAlias = 4096;  // lines so far apart share an L1 set, which has room for 8
   join_residues(t);
-  plan_gemm_blocks(t, rows, lanes);
-  GemmPlan plan{&t};
+  plan_gemm_blocks(t, panels.count, rows);
+  GemmPlan plan{&t, panels};
   plan.in_place = can_stay && in.c == 1 && reads_no_padding(t) && t.step_w * in.w * size % kAlias;
   plan.column = t.C * t.copy_w * size % kAlias ? t.C : t.C + lanes;
   plan.pixel = plan.in_place ? t.step_w * in.w : t.copy_w * plan.column;
