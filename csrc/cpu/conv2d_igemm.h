@@ -67,7 +67,9 @@ inline void plan_gemm_blocks(TapConv& t, int64_t panels, int64_t rows) {
   constexpr int64_t kCopy = 64 << 10;
   t.tiles = panels;
   const int64_t slots = std::max<int64_t>(1, t.slots.size());
-  const int64_t pixels = std::max<int64_t>(kCopy / (t.C * slots * t.copy_h * t.copy_w), rows);
+  // Whole tiles, where a row of outputs has so many.
+  const int64_t pixels =
+      ceil_div(std::max<int64_t>(kCopy / (t.C * slots * t.copy_h * t.copy_w), 1), rows) * rows;
   const int64_t halo_rows = ceil_div(t.halo_rows, t.copy_h);
   const int64_t halo_cols = ceil_div(t.halo_cols, t.copy_w);
   t.col_blocks = ceil_div(t.Q, std::max<int64_t>(rows, pixels / (1 + halo_rows)));
