@@ -125,31 +125,37 @@ inline GemmPlan plan_igemm(TapConv& t, const View& in, bool can_stay, int64_t si
 }
 
 // The weight gradient as an implicit GEMM: an item owns some rows of dW (channels at all taps) and
-// pairs of output vectors, and walks over its share of the chunks (rows of an image); the shares
+// panels of output channels, and walks over its share of the chunks (rows of an image); the shares
 // are summed afterwards, in order.
 struct GemmGradPlan {
   TapConv tc;
+  GemmPanels panels;              // of the output channels of a group
   std::vector<GemmRun> runs;      // the rows: elements side by side of what a pixel of dY meets
   bool x_in_place, dy_in_place;   // read as they lie, not copied
   int64_t x_pixel;                // elements of a pixel of the copy of x
   int64_t x_row, x_step, x_line;  // of x from row to row, from pixel to pixel, line to line
   int64_t dy_step;                // of dY from pixel to pixel
-  int64_t pairs, item_channels, item_pairs, c_items, k_items, splits, chunks;
+  int64_t item_channels, item_panels, c_items, k_items, splits, chunks;
+  // Most output channels of an item.
+  int64_t item_outputs(int64_t lanes) const {
+    return lanes * std::min(panels.vectors, item_panels * panels.width(panels.count - 1));
+  }
 };
 
 // `can_stay`: elements of both tensors are of the type that the sums have, `size` bytes.
 inline GemmGradPlan plan_igemm_weight_grad(const ConvParams& p, const View& grad, const View& input,
-                                           bool can_stay, int64_t size, int64_t rows,
-                                           int64_t lanes) {
+                                           bool can_stay, int64_t size, const GemmPanels& panels,
+                                           int64_t rows, int64_t lanes) {
   constexpr int64_t kRows = 256, kSums = 32 << 10, kChannels = 64, kItems = 16, kFewItems = 8;
   constexpr int64_t kMaxPartials = 16 << 20, kAlias = 4096, kLine = 64, kApart = 512;
-  GemmGradPlan g{fprop_taps(p)};
+  GemmGradPlan g{fprop_taps(p), panels};
   TapConv& t = g.tc;
   join_residues(t);
   const int64_t taps = t.taps.size();
+  const bool wide = lanes * size == kLine;
   // Which L2 keeps beside the next ones; tiles of few rows come back to a line so soon that it had
   // better be in L1.
-  const bool short_tiles = rows < 8 && taps == 1 && input.c == 1 && grad.c == 1;
+  const bool short_tiles = !wide && taps == 1 && input.c == 1 && grad.c == 1;
   const int64_t pixels_at_once = short_tiles ? 112 : taps == 1 ? 256 : 384;
   t.col_blocks = ceil_div(t.Q, pixels_at_once);
   if (t.P == 1) t.col_blocks = even_blocks(t.col_blocks, t.N, t.col_blocks * 2);
@@ -161,7 +167,6 @@ inline GemmGradPlan plan_igemm_weight_grad(const ConvParams& p, const View& grad
   t.row_blocks = ceil_div(t.P, t.block_rows);
   t.plane = copy_height(t, t.block_rows) * t.pitch;
   g.chunks = t.N * t.row_blocks * t.col_blocks;
-  g.pairs = ceil_div(t.M, 2 * lanes);
   // Planes of few channels are copied, so that those of neighbouring taps make long rows, unless
   // they lie that way; and what lies a multiple of kAlias apart.
   const int64_t apart = (input.c == 1 ? t.step_w * input.w : input.c) * size;
@@ -170,12 +175,12 @@ inline GemmGradPlan plan_igemm_weight_grad(const ConvParams& p, const View& grad
   g.x_in_place = can_stay && reads_no_padding(t) && apart % kAlias && joined && adjacent;
   // Items of other outputs copy the same inputs: rather fewer channels of all outputs. Measured on
   // a Zen 4, it does not pay where tiles are short.
-  const int64_t all = g.pairs * 2 * lanes;
-  const bool copies = taps == 1 && !g.x_in_place && rows >= 8;
+  const int64_t all = panels.vectors * lanes;
+  const bool copies = taps == 1 && !g.x_in_place && wide;
   const int64_t channels = copies ? std::min(kRows, kSums / all) : kRows / taps;
   g.c_items = ceil_div(t.C, std::max(kChannels, channels));
   const int64_t outputs = kSums / (ceil_div(t.C, g.c_items) * taps);
-  g.k_items = ceil_div(g.pairs, std::max(kChannels, outputs) / (2 * lanes));
+  g.k_items = ceil_div(all, std::max(kChannels, outputs));
   const int64_t sums = t.groups * all * taps * t.C;
   auto items = [&] { return t.groups * g.c_items * g.k_items; };
   auto splits = [&](int64_t wanted) {
@@ -193,8 +198,8 @@ inline GemmGradPlan plan_igemm_weight_grad(const ConvParams& p, const View& grad
   g.item_channels = ceil_div(t.C, g.c_items);
   if (g.c_items > 1) g.item_channels = ceil_div(g.item_channels, lanes) * lanes;
   g.c_items = ceil_div(t.C, g.item_channels);
-  g.item_pairs = ceil_div(g.pairs, g.k_items);
-  g.k_items = ceil_div(g.pairs, g.item_pairs);
+  g.item_panels = ceil_div(panels.count, g.k_items);
+  g.k_items = ceil_div(panels.count, g.item_panels);
   // Pixels kApart apart would share few sets of L1.
   const bool alike = g.item_channels * size % kApart == 0;
   g.x_pixel = g.item_channels + (alike ? kLine / size : 0);
@@ -203,7 +208,7 @@ inline GemmGradPlan plan_igemm_weight_grad(const ConvParams& p, const View& grad
   g.x_row = g.x_in_place ? input.c : 1;
   g.x_step = g.x_in_place ? t.step_w * input.w : t.copy_w * g.x_pixel;
   g.x_line = g.x_in_place ? t.step_h * input.h : t.copy_h * t.pitch * g.x_pixel;
-  g.dy_step = g.dy_in_place ? grad.w : g.item_pairs * 2 * lanes;
+  g.dy_step = g.dy_in_place ? grad.w : g.item_outputs(lanes);
   const bool merge = g.c_items == 1 && g.x_row == 1;
   g.runs = sort_into_runs(t, g.item_channels, merge, [&](const Tap& tap) {
     return g.x_in_place ? tap.h * input.h + tap.w * input.w
