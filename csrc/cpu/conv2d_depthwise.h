@@ -118,16 +118,24 @@ inline std::vector<TapWindow> tap_windows(int64_t taps, int64_t stride, int64_t 
   return windows;
 }
 
+// Elements from row to row of the copy of a plane: whole lines of float32, but not so many that the
+// rows would share few sets of a cache.
+inline int64_t plane_pitch(const TapConv& t, int64_t columns) {
+  constexpr int64_t kLine = 16, kAlias = 256;
+  const int64_t pitch = ceil_div(columns + t.halo_cols, kLine) * kLine;
+  return pitch % kAlias ? pitch : pitch + kLine;
+}
+
 // How many output rows at a time when copies of whole rows of a plane (see copy_plane) may take
 // `floats`: if not all, a multiple of the rows of a tile, which are 4 or 7.
 inline int64_t plane_block_rows(const TapConv& t, int64_t columns, int64_t floats, int64_t P) {
-  const int64_t row = (columns + t.halo_cols) * std::max<int64_t>(1, t.slots.size());
+  const int64_t row = plane_pitch(t, columns) * std::max<int64_t>(1, t.slots.size());
   const int64_t most = std::max<int64_t>(floats / row - t.halo_rows, 4);
   return most >= P ? P : most - most % (most >= 28 ? 28 : most >= 7 ? 7 : 4);
 }
 inline void plan_plane_copy(TapConv& t, int64_t columns, int64_t block_rows) {
   t.block_rows = block_rows;
-  t.pitch = columns + t.halo_cols;
+  t.pitch = plane_pitch(t, columns);
   t.plane = (block_rows + t.halo_rows) * t.pitch;
 }
 
