@@ -18,6 +18,8 @@ KINDS := h inc cpp cu cuh c
 NATIVE := $(foreach kind,$(KINDS),$(wildcard csrc/*.$(kind) csrc/*/*.$(kind)))
 RIG := $(foreach kind,$(KINDS),$(wildcard tests/ptxcpu/*/*.$(kind) tests/ptxcpu/*/*/*.$(kind)))
 PIP := bin/pip install --quiet --disable-pip-version-check
+# Most tests keep one core busy, whatever the ops' threads.
+WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: train test build lint format abi sanitize clean
 
@@ -26,7 +28,7 @@ train: build
 
 # The second command runs what needs a GPU, on the CPU where there is none.
 test: build
-	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "not gpu" $(WORKERS) $(ARGS)
 	$(BIN)/python tests/run_gpu.py $(ARGS)
 
 build: $(BUILT)
@@ -47,7 +49,7 @@ abi: build $(HAS_ABI_TORCH)
 	PYTHONPATH=. $(ABI_VENV)/bin/python tests/stable_abi_smoke.py --another-torch
 
 sanitize: build
-	tests/sanitize.sh $(BIN)/python $(ARGS)
+	tests/sanitize.sh $(BIN)/python $(WORKERS) $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(ABI_VENV) build *.egg-info cnnkern/*.so

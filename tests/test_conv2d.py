@@ -154,24 +154,40 @@ def test_winograd_is_off_by_less_than_1e_5():
         assert (ours - exact).norm() < 1e-5 * exact.norm(), op
 
 
-@pytest.mark.sanitize
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize(("kernel", "stride"), ((1, 1), (3, 2)))
-def test_igemm_past_the_caches(kernel, stride, format, cpu_isa):
-    """Outputs that are streamed, and shares of a weight gradient that are several chunks each."""
-    x = layout(values((2, 64, 128, 129), 0).float(), format)
-    w = values((64, 64, kernel, kernel), 1).float()
-    tail = ([stride] * 2, [kernel // 2] * 4, [1, 1], 1, "zeros")
+def assert_igemm_is_exact(x, w, format, *tail):
+    """In all three passes."""
     ops = torch.ops.cnnkern
+    x, w = layout(x, format).float(), w.float()
     want = ops.conv2d(x.double(), w.double(), None, *tail, "direct")
     assert_close(ops.conv2d(x, w, None, *tail, "igemm"), want, torch.float32, w[0].numel())
     g = layout(values(tuple(want.shape), 2).float(), format)
     ours = ops.conv2d_input_grad(g, w, x.shape, *tail, "igemm")
     want = ops.conv2d_input_grad(g.double(), w.double(), x.shape, *tail, "direct")
-    assert_close(ours, want, torch.float32, w[0].numel())
+    assert_close(ours, want, torch.float32, w.numel() // w.shape[1])
     ours = ops.conv2d_weight_grad(g, x, w.shape, *tail, "igemm")
     want = ops.conv2d_weight_grad(g.double(), x.double(), w.shape, *tail, "direct")
-    assert_close(ours, want, torch.float32, g.numel() // 64)
+    assert_close(ours, want, torch.float32, g.numel() // g.shape[1])
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("kernel", "stride"), ((1, 1), (3, 2)))
+def test_igemm_past_the_caches(kernel, stride, format, cpu_isa):
+    """Outputs that are streamed, and shares of a weight gradient that are several chunks each."""
+    x, w = values((2, 64, 128, 129), 0), values((64, 64, kernel, kernel), 1)
+    tail = ([stride] * 2, [kernel // 2] * 4, [1, 1], 1, "zeros")
+    assert_igemm_is_exact(x, w, format, *tail)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("kernel", (1, 3))
+@pytest.mark.parametrize("size", (33, 47, 63, 79, 95, 111, 127, 143, 193))
+def test_igemm_panels(size, kernel, format, cpu_isa):
+    """Of one vector, or two, ... and of both of two widths, of channels as of pixels."""
+    x, w = values((2, size, 1, size), 0), values((size, size, kernel, kernel), 1)
+    tail = ([1, 1], [kernel // 2] * 4, [1, 1], 1, "zeros")
+    assert_igemm_is_exact(x, w, format, *tail)
 
 
 def test_winograd_keeps_to_the_tile_of_a_nan():

@@ -152,11 +152,10 @@ inline GemmGradPlan plan_igemm_weight_grad(const ConvParams& p, const View& grad
   TapConv& t = g.tc;
   join_residues(t);
   const int64_t taps = t.taps.size();
-  const bool wide = lanes * size == kLine;
-  // Which L2 keeps beside the next ones; tiles of few rows come back to a line so soon that it had
-  // better be in L1.
-  const bool short_tiles = !wide && taps == 1 && input.c == 1 && grad.c == 1;
-  const int64_t pixels_at_once = short_tiles ? 112 : taps == 1 ? 256 : 384;
+  // Which L2 keeps beside the next ones; tiles of short vectors come back to a line so soon that it
+  // had better be in L1.
+  const bool short_vectors = lanes * size < kLine, both_nhwc = input.c == 1 && grad.c == 1;
+  const int64_t pixels_at_once = taps > 1 ? 384 : short_vectors && both_nhwc ? 112 : 256;
   t.col_blocks = ceil_div(t.Q, pixels_at_once);
   if (t.P == 1) t.col_blocks = even_blocks(t.col_blocks, t.N, t.col_blocks * 2);
   t.block_cols = ceil_div(t.Q, t.col_blocks);
@@ -174,9 +173,9 @@ inline GemmGradPlan plan_igemm_weight_grad(const ConvParams& p, const View& grad
   const bool adjacent = input.c == 1 || t.step_w * input.w == 1;
   g.x_in_place = can_stay && reads_no_padding(t) && apart % kAlias && joined && adjacent;
   // Items of other outputs copy the same inputs: rather fewer channels of all outputs. Measured on
-  // a Zen 4, it does not pay where tiles are short.
+  // a Zen 4, it does not pay where vectors are short.
   const int64_t all = panels.vectors * lanes;
-  const bool copies = taps == 1 && !g.x_in_place && wide;
+  const bool copies = taps == 1 && !g.x_in_place && !short_vectors;
   const int64_t channels = copies ? std::min(kRows, kSums / all) : kRows / taps;
   g.c_items = ceil_div(t.C, std::max(kChannels, channels));
   const int64_t outputs = kSums / (ceil_div(t.C, g.c_items) * taps);
