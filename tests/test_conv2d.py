@@ -182,10 +182,10 @@ def test_igemm_past_the_caches(kernel, stride, format, cpu_isa):
 @pytest.mark.sanitize
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("kernel", (1, 3))
-@pytest.mark.parametrize("size", (33, 47, 63, 79, 95, 111, 127, 143, 193))
+@pytest.mark.parametrize("size", (33, 47, 63, 79, 111, 193))
 def test_igemm_panels(size, kernel, format, cpu_isa):
     """Of one vector, or two, ... and of both of two widths, of channels as of pixels."""
-    x, w = values((2, size, 1, size), 0), values((size, size, kernel, kernel), 1)
+    x, w = values((1, size, 1, size), 0), values((size, size, kernel, kernel), 1)
     tail = ([1, 1], [kernel // 2] * 4, [1, 1], 1, "zeros")
     assert_igemm_is_exact(x, w, format, *tail)
 
