@@ -1,10 +1,13 @@
 # make train | test | lint | format | abi | sanitize: each sets up what it needs in this checkout.
 #   TORCH    what to install as torch; the kernels are built against it
 #   ARGS     more arguments for the trainer or pytest: make train ARGS="--epochs 1"
+#   WORKERS  how the tests are spread over processes; empty for a single one
 #   TOOLKIT  one more package to install, such as 'cuda-toolkit[nvcc,cccl]' where there is no nvcc
 TORCH ?= torch>=2.10
 ABI_TORCH ?= torch==2.13.0
 PYTHON ?= python3
+# Most tests keep one core busy, whatever the ops' threads.
+WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,8 +21,6 @@ KINDS := h inc cpp cu cuh c
 NATIVE := $(foreach kind,$(KINDS),$(wildcard csrc/*.$(kind) csrc/*/*.$(kind)))
 RIG := $(foreach kind,$(KINDS),$(wildcard tests/ptxcpu/*/*.$(kind) tests/ptxcpu/*/*/*.$(kind)))
 PIP := bin/pip install --quiet --disable-pip-version-check
-# Most tests keep one core busy, whatever the ops' threads.
-WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: train test build lint format abi sanitize clean
 
@@ -49,7 +50,7 @@ abi: build $(HAS_ABI_TORCH)
 	PYTHONPATH=. $(ABI_VENV)/bin/python tests/stable_abi_smoke.py --another-torch
 
 sanitize: build
-	tests/sanitize.sh $(BIN)/python $(WORKERS) $(ARGS)
+	tests/sanitize.sh $(BIN)/python $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(ABI_VENV) build *.egg-info cnnkern/*.so

@@ -154,8 +154,8 @@ def test_winograd_is_off_by_less_than_1e_5():
         assert (ours - exact).norm() < 1e-5 * exact.norm(), op
 
 
-def assert_igemm_is_exact(x, w, format, *tail):
-    """In all three passes."""
+def check_igemm(x, w, format, *tail):
+    """Compare all three passes with the direct ones in float64."""
     ops = torch.ops.cnnkern
     x, w = layout(x, format).float(), w.float()
     want = ops.conv2d(x.double(), w.double(), None, *tail, "direct")
@@ -176,18 +176,18 @@ def test_igemm_past_the_caches(kernel, stride, format, cpu_isa):
     """Outputs that are streamed, and shares of a weight gradient that are several chunks each."""
     x, w = values((2, 64, 128, 129), 0), values((64, 64, kernel, kernel), 1)
     tail = ([stride] * 2, [kernel // 2] * 4, [1, 1], 1, "zeros")
-    assert_igemm_is_exact(x, w, format, *tail)
+    check_igemm(x, w, format, *tail)
 
 
 @pytest.mark.sanitize
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("kernel", (1, 3))
-@pytest.mark.parametrize("size", (33, 47, 63, 79, 111, 193))
+@pytest.mark.parametrize("size", (16, 33, 47, 63, 79, 111, 193))
 def test_igemm_panels(size, kernel, format, cpu_isa):
     """Of one vector, or two, ... and of both of two widths, of channels as of pixels."""
     x, w = values((1, size, 1, size), 0), values((size, size, kernel, kernel), 1)
     tail = ([1, 1], [kernel // 2] * 4, [1, 1], 1, "zeros")
-    assert_igemm_is_exact(x, w, format, *tail)
+    check_igemm(x, w, format, *tail)
 
 
 def test_winograd_keeps_to_the_tile_of_a_nan():

@@ -26,6 +26,7 @@ struct GemmPanels {
       : vectors(ceil_div(elements, lanes)), count(ceil_div(vectors, most)) {}
   int64_t first(int64_t i) const { return tile_start(i, vectors, count); }
   int width(int64_t i) const { return int(first(i + 1) - first(i)); }
+  int widest() const { return width(count - 1); }
 };
 
 struct GemmPlan {
@@ -138,7 +139,7 @@ struct GemmGradPlan {
   int64_t item_channels, item_panels, c_items, k_items, splits, chunks;
   // Most output channels of an item.
   int64_t item_outputs(int64_t lanes) const {
-    return lanes * std::min(panels.vectors, item_panels * panels.width(panels.count - 1));
+    return lanes * std::min(panels.vectors, item_panels * panels.widest());
   }
 };
 
