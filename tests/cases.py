@@ -278,6 +278,11 @@ CONVS = (
     Conv("depthwise_stride_odd", (2, 18, 15, 71), (18, 1, 3, 3), (2, 2), (1, 1, 1, 1), groups=18),
     Conv("depthwise_stride3", (2, 17, 14, 52), (17, 1, 5, 3), (3, 1), (2, 1, 0, 1), groups=17),
     Conv("depthwise_stride5", (1, 3, 13, 47), (3, 1, 3, 3), (5, 5), (1, 1, 1, 1), groups=3),
+    # Rows of step 2 that are read as they lie: of less than a vector; whose ends no vector meets.
+    Conv("depthwise_stride_short", (2, 7, 9, 25), (7, 1, 3, 3), (2, 2), (1, 0, 0, 1), groups=7),
+    Conv("depthwise_stride_wide", (1, 3, 7, 131), (3, 1, 2, 7), (1, 2), (0, 1, 5, 0), groups=3),
+    Conv("depthwise_stride_dilation", (1, 5, 19, 45), (5, 1, 3, 3), (2, 2), (2, 2, 3, 3), (1, 3),
+         groups=5),
     Conv("depthwise_multiplier", (2, 5, 8, 11), (15, 1, 3, 3), padding=(1, 1, 1, 1), groups=5),
     Conv("depthwise_dilation", (1, 8, 13, 17), (8, 1, 3, 3), dilation=(2, 3), groups=8, bias=False),
     # Vectors of channels that end inside: rows and columns in blocks; pairs of rows with gaps.

@@ -38,7 +38,7 @@ for mistake in read_past_end:heap-buffer-overflow "shift_too_far:shift exponent 
 done
 "$python" - << 'EOF'
 from cnnkern import _C
-assert "/build/sanitize/" in _C.__file__ and b"__asan_report" in open(_C.__file__, "rb").read()
+assert "/build/sanitize/" in _C.__file__ and b"__asan_load" in open(_C.__file__, "rb").read()
 EOF
 
 # --capture=sys leaves file descriptor 2 alone, which reports are written to before the process ends.

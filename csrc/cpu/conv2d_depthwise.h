@@ -142,7 +142,7 @@ inline void plan_plane_copy(TapConv& t, int64_t columns, int64_t block_rows) {
 // Consecutive taps of one column of a plane of a group: what a tile reads from `row` down, of the
 // rows of all planes in turn.
 struct TapRun {
-  int64_t row, column, taps;
+  int64_t row, column, slot, taps;
 };
 struct PlanePlan {
   const TapConv* tc;
@@ -153,9 +153,11 @@ struct PlanePlan {
 // The weights of a run are held in registers, if they are those of one output channel.
 constexpr int longest_run(int outputs) { return outputs == 1 ? 7 : 3; }
 
-// True if a plane's rows can be read as they lie, zeros beside them; false with no taps.
-inline bool reads_rows(const TapConv& t) {
-  return t.step_h == 1 && t.step_w == 1 && t.mode == PaddingMode::kZeros && t.slots.size() == 1;
+// The step of the columns if rows can be read as they lie, zeros beside them; else, or with no
+// taps, 0: they are copied.
+inline int row_step(const TapConv& t) {
+  if (t.mode != PaddingMode::kZeros || t.slots.empty()) return 0;
+  return t.step_w == 1 || (t.step_w == 2 && t.M == 1) ? int(t.step_w) : 0;
 }
 // True if the outputs are whole planes.
 inline bool whole(const TapConv& t) { return t.out_step_h == 1 && t.out_step_w == 1; }
@@ -178,7 +180,8 @@ inline PlanePlan plan_runs(const TapConv& tc) {
                            taps[i - 1].row + 1 == tap.row && runs.back().run.taps < longest;
       const int64_t plane = c * int64_t(tc.slots.size()) + tap.slot;
       if (!goes_on)
-        runs.push_back({{plane * (tc.block_rows + tc.halo_rows) + tap.row, tap.col, 0}, {}});
+        runs.push_back(
+            {{plane * (tc.block_rows + tc.halo_rows) + tap.row, tap.col, tap.slot, 0}, {}});
       ++runs.back().run.taps;
       runs.back().weights.push_back(c * tc.weight_c + tap.weight);
     }

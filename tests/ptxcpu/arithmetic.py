@@ -137,7 +137,7 @@ class Arithmetic:
         values = [self.value(o, i.type) for o in i.operands[1:]]
         if not i.is_float:
             return self.assign(
-                i.operands[0], i.type, f"std::{i.name}<{C_TYPE[i.type]}>({values[0]},{values[1]})"
+                i.operands[0], i.type, f"{i.name}<{C_TYPE[i.type]}>({values[0]},{values[1]})"
             )
         code = values[0]
         for other in values[1:]:

@@ -77,7 +77,7 @@ class Memory:
         low, high = (
             (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if type_[0] == "s" else (0, 2**bits - 1)
         )
-        return f"std::min<s64>(std::max<s64>((s64)({code}),{low}ll),{high}ll)"
+        return f"min<s64>(max<s64>((s64)({code}),{low}ll),{high}ll)"
 
     def convert_pack(self, i):
         """cvt.pack.sat.TYPE.s32[.b32] d, a, b[, c]: a and b clamped, c shifted up above them."""
@@ -232,7 +232,7 @@ class Memory:
             )
         if operation == "add":
             return "x_+b_"
-        return f"std::{operation}<{C_TYPE[type_]}>(({C_TYPE[type_]})x_,({C_TYPE[type_]})b_)"
+        return f"{operation}<{C_TYPE[type_]}>(({C_TYPE[type_]})x_,({C_TYPE[type_]})b_)"
 
     def op_cp(self, i):
         if i.parts[1] != "async" or i.has("bulk") or i.has("mbarrier"):

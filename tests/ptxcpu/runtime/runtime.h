@@ -1,6 +1,7 @@
 // Internals of the runtime: fibers, per-thread and per-warp state, the race detector's shadow
 // memory.
 #pragma once
+#include <algorithm>
 #include <map>
 #include <string>
 #include <unordered_map>

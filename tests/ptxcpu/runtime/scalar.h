@@ -1,11 +1,11 @@
 // Scalar arithmetic used by translated kernels: bit casts, half/bf16/tf32, PTX integer helpers.
 // Everything here is a pure function; nothing knows about threads or memory.
 #pragma once
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 namespace ptxcpu {
 
@@ -23,6 +23,16 @@ typedef __int128 s128;
 typedef unsigned __int128 u128;
 
 #define PTX_INLINE static inline __attribute__((always_inline))
+
+// <algorithm> would take longer to compile than most kernels.
+template <class T>
+PTX_INLINE T min(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T>
+PTX_INLINE T max(T a, T b) {
+  return a < b ? b : a;
+}
 
 // ---- bit casts. Registers are kept as unsigned integers; arithmetic goes through these.
 PTX_INLINE f32 as_f32(u32 x) {
@@ -182,7 +192,7 @@ PTX_INLINE u32 lop3(u32 a, u32 b, u32 c, u32 table) {
   return r;
 }
 PTX_INLINE u32 funnel_shift(bool left, bool wrap, u32 lo, u32 hi, u32 n) {
-  n = wrap ? n & 31 : std::min(n, 32u);
+  n = wrap ? n & 31 : min(n, 32u);
   const u64 x = (u64)hi << 32 | lo;
   return left ? (u32)((x << n) >> 32) : (u32)(x >> n);
 }
@@ -208,7 +218,7 @@ PTX_INLINE U bfe_signed(U a, u32 pos, u32 len) {
   const u32 width = sizeof(U) * 8;
   pos &= 255, len &= 255;
   if (!len) return 0;
-  const U sign = (a >> std::min(pos + len - 1, width - 1)) & 1;
+  const U sign = (a >> min(pos + len - 1, width - 1)) & 1;
   U r = 0;
   for (u32 i = 0; i < width; i++)
     r |= ((i < len && pos + i < width) ? (a >> (pos + i)) & 1 : sign) << i;
