@@ -9,6 +9,7 @@ of 16 bits in one layout; which one goes by the case's name.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import os
 import zlib
@@ -71,10 +72,12 @@ def allocator_with_pools():
     """Let PyTorch keep the memory of CUDA graphs; the emulator switches that off."""
     torch.cuda.init()
     before = torch._C._cuda_cudaCachingAllocator_is_enabled()
+    gc.collect()  # what was allocated in one way must not be freed in the other: PyTorch aborts
     torch._C._cuda_cudaCachingAllocator_enable(True)
     try:
         yield
     finally:
+        gc.collect()
         torch._C._cuda_cudaCachingAllocator_enable(before)
 
 

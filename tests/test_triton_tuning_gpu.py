@@ -22,7 +22,7 @@ pytestmark = pytest.mark.gpu
 
 
 def test_the_gpus_clock(cache, monkeypatch):
-    """Calls are timed in a graph, once warm, and the tile that is kept gives the same result."""
+    """Calls are timed in a graph, once warm; the tile that is kept is fast and its result right."""
     monkeypatch.setitem(RANGES, "pool2d", Ranges((1, 1), (128, 256), (1, 1), (4, 4), (2, 2)))
     pool = torch.ops.cnnkern.avg_pool2d.triton
     x, window = values((2, 8, 9, 9), 0).float().to("cuda"), ([2, 2], [2, 2])
@@ -38,7 +38,8 @@ def test_the_gpus_clock(cache, monkeypatch):
     assert {tile.pixels for tile in times} == {128, 256}
     assert all(0 < time < 60_000 for time in times.values())
     ((_, tiles),) = tuning.read(cache).items()
-    assert list(tiles.values()) == [min(times, key=times.get)]
+    (kept,) = tiles.values()
+    assert times[kept] <= min(times.values()) / tuning.GAIN  # the first of two that are as fast
     assert pool(x, *window).cpu().equal(want.cpu())
 
 
