@@ -255,6 +255,11 @@ CONVS = (
     Conv("stride2_tile", (1, 16, 16, 33), (16, 16, 3, 3), (2, 2), (1, 1, 1, 1), bias=False),
     # Rows that fill vectors; phases of the gradient that share a copy, cut to have all channels
     Conv("stride2_copy", (1, 3, 20, 320), (64, 3, 5, 5), (2, 2), (2, 2, 2, 2), bias=False),
+    # Columns of few channels: bands of rows, which share some; cut within a row; of so many outputs
+    # that pixels would share a set of L1.
+    Conv("columns_bands", (1, 4, 49, 6), (35, 4, 3, 2), (1, 2), (1, 1, 1, 1)),
+    Conv("columns_wide", (1, 15, 5, 150), (2, 15, 5, 5), padding=(2, 2, 2, 2), bias=False),
+    Conv("columns_deep", (1, 2, 4, 5), (1024, 2, 2, 3), padding=(0, 1, 1, 0), bias=False),
     Conv("stride3_rest", (1, 3, 13, 15), (4, 3, 3, 4), (3, 3)),
     Conv("stride_exceeds_kernel", (2, 3, 17, 16), (5, 3, 2, 3), (5, 4), (1, 0, 1, 0)),
     Conv("stride_mixed", (1, 4, 12, 19), (6, 4, 4, 5), (1, 3), (2, 2, 1, 1)),

@@ -20,6 +20,7 @@ LARGE = (
     "depthwise_stride",
     "stride2_tile",
     "stride2_copy",
+    "columns_bands",
     "tiles_cut",
     "outputs257",
 )

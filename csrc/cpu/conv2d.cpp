@@ -1,6 +1,7 @@
 // Binder of conv2d and its input gradient on the CPU: checks, allocates, picks the instruction set.
 #include "check.h"
 #include "conv2d_chwn.h"
+#include "conv2d_col2im.h"
 #include "conv2d_depthwise.h"
 #include "conv2d_dots.h"
 #include "conv2d_igemm.h"
@@ -128,6 +129,8 @@ Tensor conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Ints& i
       return for_phases(f, [&](TapConv* phases, size_t count) {
         dots<T>(phases, count, f.R * f.S, grad_view, weights, nullptr, out_view);
       });
+    if (!folds && chosen == ConvAlgo::kIgemm && sums_columns(f))
+      return run_conv2d_col2im<T>(f, grad_view, weights, out_view);
     if (!folds && chosen == ConvAlgo::kWinograd) {
       const TapConv taps = dgrad_taps(f, 0, 0);
       CNNKERN_ISA_CALL(launch_conv2d_winograd<T, T>(taps, grad_view, weights, nullptr, out_view));

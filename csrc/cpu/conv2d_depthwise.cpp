@@ -3,6 +3,7 @@
 #include "conv2d_depthwise.h"
 
 #include "conv2d_chwn.h"
+#include "conv2d_col2im.h"
 #include "conv2d_igemm.h"
 #include "conv2d_winograd.h"
 #include "parallel.h"

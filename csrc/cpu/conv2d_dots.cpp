@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "conv2d_chwn.h"
+#include "conv2d_col2im.h"
 #include "conv2d_depthwise.h"
 #include "conv2d_dots.h"
 #include "conv2d_dots_rows.h"

@@ -59,10 +59,18 @@ inline bool prefers_conv2d_depthwise(const ConvParams& p, DType dtype, bool nhwc
   return supports_conv2d_depthwise(p, dtype, pass).empty() &&
          (nhwc || p.C == p.groups || std::min(p.W, p.Q) >= 12);
 }
+// Lanes of an input gradient by igemm are its channels or, where these are few, the columns of all
+// taps, which conv2d_col2im.inc sums up.
+inline bool sums_columns(const ConvParams& p) {
+  const int64_t C = p.C / p.groups, K = p.K / p.groups;
+  return p.R * p.S > 1 && (C < 16 || (C == 16 && K >= 64));
+}
 inline bool prefers_conv2d_igemm(const ConvParams& p, bool nhwc, ConvPass pass) {
   const int64_t C = p.C / p.groups, K = p.K / p.groups;
   if (pass == ConvPass::kWgrad) return K >= 16;
-  return pass == ConvPass::kFprop ? K >= 16 && (C >= 6 || nhwc) : C >= 16 && K >= 6;
+  if (pass == ConvPass::kFprop) return K >= 16 && (C >= 6 || nhwc);
+  // As many products as outweigh that a column goes through memory.
+  return C >= 16 ? K >= 6 : sums_columns(p) && K >= std::max<int64_t>(32, C * (nhwc ? 4 : 8));
 }
 // So few that what surrounds the products counts.
 inline bool has_few_products(const ConvParams& p) {
@@ -83,7 +91,8 @@ inline bool prefers_conv2d_chwn(const ConvParams& p, bool nhwc, ConvPass pass) {
   if (!suits_conv2d_chwn(p)) return false;
   const bool grey = C == 1 && K >= 4;
   if (pass == ConvPass::kWgrad || grey) return !prefers_conv2d_igemm(p, nhwc, pass);
-  return std::min(C, K) >= 4;
+  const bool by_columns = pass == ConvPass::kDgrad && C < 16 && prefers_conv2d_igemm(p, nhwc, pass);
+  return std::min(C, K) >= 4 && !by_columns;
 }
 
 // Of bfloat16, where its pairs are multiplied at twice the rate of float32. Lanes are the channels

@@ -2,6 +2,7 @@
 // two compile side by side.
 #include "check.h"
 #include "conv2d_chwn.h"
+#include "conv2d_col2im.h"
 #include "conv2d_depthwise.h"
 #include "conv2d_dots.h"
 #include "conv2d_igemm.h"
