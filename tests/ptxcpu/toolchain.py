@@ -21,13 +21,13 @@ RUNTIME_SOURCES = ("scheduler.cpp", "warp.cpp", "matrix.cpp", "profile.cpp")
 COMMON_FLAGS = [
     "-std=c++17",
     "-fPIC",
-    "-shared",
     "-march=native",
     "-ffp-contract=off",
     "-fno-strict-aliasing",
     "-w",
-    "-Wl,--no-as-needed",
-]  # a library of variables refers to nothing, and must still bring the runtime
+]
+# A library of variables refers to nothing, and must still bring the runtime.
+LIBRARY_FLAGS = ["-shared", "-Wl,--no-as-needed"]
 
 
 class BuildError(RuntimeError):
@@ -173,7 +173,11 @@ def locked(name):
 
 
 def compile_library(output, sources, flags):
-    """Compiles to a temporary name and renames, so that a reader never sees half a library."""
+    return compile_file(output, sources, [*LIBRARY_FLAGS, *flags])
+
+
+def compile_file(output, sources, flags):
+    """Compiles to a temporary name and renames, so that a reader never sees half a file."""
     temporary = output.with_suffix(f".{os.getpid()}.tmp")
     command = [
         compiler(),
@@ -213,3 +217,19 @@ def runtime_library():
                 sources = [PACKAGE / "runtime" / name for name in RUNTIME_SOURCES]
                 compile_library(output, sources, ["-O3", "-pthread"])
     return output
+
+
+@cache
+def precompiled_headers(*flags):
+    """Compiles device.h for kernels of these flags on first use; returns the folder to include.
+
+    Where a compiler can't use it, it goes on to the header itself.
+    """
+    folder = cache_dir() / f"headers-{digest(runtime_version(), *flags)}"
+    output = folder / "device.h.gch"
+    if not output.exists():
+        with locked(folder.name):
+            folder.mkdir(exist_ok=True)
+            if not output.exists():
+                compile_file(output, [PACKAGE / "runtime" / "device.h"], flags)
+    return folder
