@@ -11,12 +11,12 @@ struct Col2imPlan {
   bool nhwc;
   int64_t C, K, columns;  // of a group: channels of dX and dY, R*S*C
   GemmPanels panels;      // of the columns, where these are lanes
-  // Weights of a group; NCHW: from column to column.
-  int64_t weights, weights_pitch;
+  bool in_place;          // reads dY as it lies, not a copy of it
+  int64_t weights;        // elements of a group's
+  int64_t k_pitch;        // from one run of K weights, or copied elements of dY, to the next
+  int64_t pitch;          // of the columns: from pixel to pixel; NCHW: from column to column
   int64_t block_rows, block_cols;  // of dY, whose columns are made at a time
-  bool in_place;                   // reads dY as it lies, not a copy of it
-  int64_t copy_pitch, pitch;  // of the copy, from pixel to pixel; of what `panels` are not lanes of
-  int64_t bands;              // of rows of dX
+  int64_t bands;                   // of rows of dX
   // The rows of dX that a block adds to lie in a ring of `ring` rows. channels_last: a row is one
   // line, all channels of all columns, the padding's too. NCHW: a line for every channel and
   // residue of the column modulo the stride.
@@ -32,8 +32,8 @@ inline Col2imPlan plan_col2im(const ConvParams& p, const View& grad, const View&
   auto whole = [&](int64_t elements) { return ceil_div(elements, lanes) * lanes; };
   // Planes of one element are of either layout.
   Col2imPlan plan{p, grad.c == 1 && out.c == 1, C, K, columns, GemmPanels(columns, lanes, most)};
-  plan.weights_pitch = K * size % kAlias ? K : K + lanes;
-  plan.weights = plan.nhwc ? whole(columns) * K : columns * plan.weights_pitch;
+  plan.k_pitch = K * size % kAlias ? K : K + lanes;
+  plan.weights = plan.nhwc ? whole(columns) * K : columns * plan.k_pitch;
   // Measured on an Ice Lake: columns in L2 are no slower than in L1, short rows of pixels are.
   const int64_t pixels =
       std::max<int64_t>(std::min(kColumns / whole(columns), kCopy / K), most * lanes);
@@ -41,7 +41,6 @@ inline Col2imPlan plan_col2im(const ConvParams& p, const View& grad, const View&
   plan.block_rows = std::clamp<int64_t>(pixels / p.Q, 1, p.P);
   plan.block_rows = ceil_div(p.P, ceil_div(p.P, plan.block_rows));
   plan.in_place = plan.nhwc && can_stay && grad.w * size % kAlias;
-  plan.copy_pitch = plan.weights_pitch;
   const int64_t reach_h = (p.R - 1) * p.dil_h + 1, reach_w = (p.S - 1) * p.dil_w + 1;
   // What bands share is computed for both.
   const int64_t most_bands = std::clamp<int64_t>(p.H / (kRows * reach_h), 1, kBands);
@@ -56,7 +55,7 @@ inline Col2imPlan plan_col2im(const ConvParams& p, const View& grad, const View&
   const int64_t slack = 2 * lanes;
   plan.copy_size = slack + (!plan.nhwc      ? K * most * lanes
                             : plan.in_place ? 0
-                                            : whole(most_pixels * plan.copy_pitch));
+                                            : whole(most_pixels * plan.k_pitch));
   plan.columns_size = slack + plan.pitch * (plan.nhwc ? most_pixels : columns);
   plan.ring_size = slack + plan.ring * plan.row;
   return plan;
