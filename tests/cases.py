@@ -409,6 +409,9 @@ POOLS = (
     # Windows that overlap, in planes of several bands of rows on the CPU; and dilated ones.
     Pool("tall_overlap", (1, 2, 97, 45), (3, 3), (1, 1), (1, 1)),
     Pool("tall_steps", (17, 1, 130, 41), (7, 3), (3, 2), (3, 1)),
+    Pool("tall_halves", (1, 2, 131, 67), (3, 3), (2, 2), (1, 1)),
+    Pool("tall_halves_ceil", (2, 1, 66, 70), (3, 3), (2, 2), ceil_mode=True),
+    Pool("rows_padded", (1, 3, 40, 33), (3, 3), (1, 1), (1, 0)),
     Pool("wide_dilation", (1, 3, 14, 43), (3, 3), (1, 2), (1, 1), (2, 2)),
     # The same of channels_last: more channels than the CPU takes at a time.
     Pool("overlap_channels", (1, 51, 6, 66), (5, 5), (1, 1), (2, 2)),

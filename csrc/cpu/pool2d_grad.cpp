@@ -1,4 +1,5 @@
 // Binder of the pools' gradients on the CPU: max_pool2d_grad, avg_pool2d_grad and the adaptive two.
+#include "conv2d_run.h"
 #include "pool2d_binder.h"
 
 #define CNNKERN_KERNELS "pool2d_grad.inc"
@@ -100,12 +101,31 @@ Tensor max_pool2d_grad(Tensor grad, Tensor indices, Ints input_size, Ints kernel
   return result;
 }
 
+// The average pool of stride 1 that takes a gradient of such a pool to that of its input: every
+// position sums the windows that hold it. Where all windows have one divisor.
+bool is_average_of_gradients(const PoolParams& p, PoolParams& grad) {
+  const bool padded = (p.pad_h || p.pad_w) && !p.count_include_pad && !p.divisor_override;
+  if (p.adaptive || p.stride_h != 1 || p.stride_w != 1 || padded) return false;
+  grad = p;
+  std::swap(grad.H, grad.P);
+  std::swap(grad.W, grad.Q);
+  grad.pad_h = p.R - 1 - p.pad_h;
+  grad.pad_w = p.S - 1 - p.pad_w;
+  if (!grad.divisor_override) grad.divisor_override = p.R * p.S;
+  return true;
+}
+
 Tensor avg_grad(const char* op, const Tensor& grad, const Ints& input_size, const PoolParams& p) {
   const DType dtype = dtype_of(op, "grad", grad);
   check_size_is(op, "grad", grad, {p.N, p.C, p.P, p.Q});
   const bool nhwc = is_nhwc(grad);
   const Tensor from = dense(grad, nhwc);
   Tensor result = new_cpu_output(grad, input_size, nhwc);
+  PoolParams average;
+  if (!nhwc && is_average_of_gradients(p, average)) {
+    run_pool2d(op, PoolTables(average).job(average, PoolKind::kAvg, dtype, nhwc, from, result));
+    return result;
+  }
   PoolTables tables(p);
   tables.add_covers(p);
   const PoolJob job = tables.job(p, PoolKind::kAvg, dtype, nhwc, result, from);
