@@ -400,6 +400,9 @@ POOLS = (
     Pool("resnet", (1, 17, 15, 34), (3, 3), (2, 2), (1, 1)),
     Pool("overlap", (2, 3, 9, 11), (3, 3), (1, 1), (1, 1)),
     Pool("skips", (1, 4, 13, 14), (2, 3), (4, 5)),
+    # Side by side, of fewer channels than the CPU has lanes.
+    Pool("thirds", (2, 5, 10, 11), (3, 3), (3, 3)),
+    Pool("fifths", (3, 2, 9, 41), (2, 5), (2, 5)),
     Pool("single", (1, 1, 1, 1), (1, 1), (1, 1)),
     Pool("batch0", (0, 3, 6, 6), (2, 2), (2, 2)),
     Pool("whole_plane", (2, 3, 5, 7), (5, 7), (1, 1)),
