@@ -58,6 +58,7 @@ def calls(
     # Torch gets its weights in the layout it likes best; ours takes them as they are.
     x, w, grad = (operands[i].contiguous(memory_format=FORMATS[layout]) for i in (0, 1, 3))
     weight, bias = operands[1], operands[2]
+    x_size, weight_size = list(x.shape), list(weight.shape)  # as autograd.py keeps them
     stride, pad, dilation = [conv.stride] * 2, conv.padding, [conv.dilation] * 2
     our_tail = (stride, [pad] * 4, dilation, conv.groups, "zeros", algo)
     tail = (stride, [pad] * 2, dilation, False, [0, 0], conv.groups)
@@ -72,13 +73,13 @@ def calls(
         )
     if which == "dgrad":
         return (
-            lambda: input_grad(grad, weight, x.shape, *our_tail),
+            lambda: input_grad(grad, weight, x_size, *our_tail),
             lambda: theirs.convolution_backward.default(
                 grad, x, w, None, *tail, [True, False, False]
             )[0],
         )
     return (
-        lambda: weight_grad(grad, x, weight.shape, *our_tail),
+        lambda: weight_grad(grad, x, weight_size, *our_tail),
         lambda: theirs.convolution_backward.default(grad, x, w, None, *tail, [False, True, False])[
             1
         ],
@@ -113,6 +114,7 @@ def measure(report: Report, conv: Conv, which: str) -> None:
             del mine[layout]
     if not mine:
         return
+    report.measure_limits()
     samples = alternate(mine | baselines, report.budget * (2 + len(mine)) / 3, options.device)
     best = min(samples[name].median for name in baselines)
     for layout in mine:

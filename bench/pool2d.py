@@ -53,6 +53,7 @@ def calls(
     """Give our call and torch's for one pass, None where the pool has no such pass."""
     ours = Overload(overload)
     kernel, stride, padding = [pool.kernel] * 2, [pool.stride] * 2, [pool.padding] * 2
+    size = list(x.shape)  # as autograd.py keeps it
     if pool.kind == "max":
         window = (kernel, stride, padding, [1, 1])
         kind = _max_step if which == "step" else _max_calls
@@ -71,7 +72,7 @@ def calls(
                 lambda: theirs.avg_pool2d.default(x, *args),
             )
         return (
-            lambda: ours.avg_pool2d_grad(grad, x.shape, *args),
+            lambda: ours.avg_pool2d_grad(grad, size, *args),
             lambda: theirs.avg_pool2d_backward.default(grad, x, *args),
         )
     if which == "fwd":
@@ -81,7 +82,7 @@ def calls(
             lambda: torch.nn.functional.adaptive_avg_pool2d(x, kernel),
         )
     return (
-        lambda: ours.adaptive_avg_pool2d_grad(grad, x.shape),
+        lambda: ours.adaptive_avg_pool2d_grad(grad, size),
         lambda: theirs._adaptive_avg_pool2d_backward.default(grad, x),
     )
 
@@ -94,19 +95,21 @@ def _max_calls(ours: Overload, which: str, x: Tensor, grad: Tensor, window) -> C
             lambda: theirs.max_pool2d_with_indices.default(x, *window)[0],
         )
     indices = theirs.max_pool2d_with_indices.default(x, *window)[1]
-    offsets = None
+    offsets, size = None, list(x.shape)
     with suppress(NotImplementedError):  # then the call says so, and the row fails
         offsets = ours.max_pool2d(x, *window, False, "offsets")[1]
     return (
-        lambda: ours.max_pool2d_grad(grad, offsets, x.shape, *window),
+        lambda: ours.max_pool2d_grad(grad, offsets, size, *window),
         lambda: theirs.max_pool2d_with_indices_backward.default(grad, x, *window, False, indices),
     )
 
 
 def _max_step(ours: Overload, which: str, x: Tensor, grad: Tensor, window) -> Calls:
+    size = list(x.shape)
+
     def our_step() -> Tensor:
         _, offsets = ours.max_pool2d(x, *window, False, "offsets")
-        return ours.max_pool2d_grad(grad, offsets, x.shape, *window)
+        return ours.max_pool2d_grad(grad, offsets, size, *window)
 
     def their_step() -> Tensor:
         _, indices = theirs.max_pool2d_with_indices.default(x, *window)
@@ -141,6 +144,7 @@ def measure(report: Report, pool: Pool, which: str) -> None:
             del mine[layout]
     if not mine:
         return
+    report.measure_limits()
     samples = alternate(mine | baselines, report.budget, options.device)
     best = min(samples[name].median for name in baselines)
     passes = 2 if which == "step" else 1

@@ -116,9 +116,20 @@ class Report:
         self.dtype = DTYPES.get(getattr(options, "dtype", ""), torch.float32)
         self.budget = 0.2 if options.quick else 1.0
         self._check_idle()
-        self.machine: Machine = measure_machine(options.device, options.isa, self.dtype)
+        self.machine = self._measure_machine()
         self.rows: list[dict] = []
         self.failures: list[str] = []
+
+    def _measure_machine(self, quick: bool = False) -> Machine:
+        return measure_machine(self.options.device, self.options.isa, self.dtype, quick)
+
+    def measure_limits(self) -> None:
+        """Measure a processor's peak rates anew, for the rows to come.
+
+        Cores and memory that are shared with strangers give now more and now less.
+        """
+        if self.options.device == "cpu":
+            self.machine = self._measure_machine(quick=True)
 
     def _check_idle(self) -> None:
         """Keep numbers out of the files that a busy machine has spoilt.
@@ -172,8 +183,8 @@ class Report:
         info, console = self.machine, Console(width=None if sys.stdout.isatty() else 200)
         console.print(
             f"{info.device}, {info.threads} threads, {self._origin()['isa']}, torch "
-            f"{torch.__version__}: {info.flops / 1e9:.0f} GFLOP/s by {info.flops_source}, copies "
-            f"{info.bandwidth / 1e9:.1f} GB/s. Ratios above 1: ours is faster.",
+            f"{torch.__version__}: {self._range('peak_gflops')} GFLOP/s by {info.flops_source}, "
+            f"copies {self._range('peak_gbs')} GB/s. Ratios above 1: ours is faster.",
             highlight=False,
         )
         table = Table(box=None, header_style="bold", pad_edge=False)
@@ -201,6 +212,11 @@ class Report:
         if self.options.csv is not None and self.rows:
             console.print(f"wrote {self._write()}", highlight=False)
         return 1 if self.failures else 0
+
+    def _range(self, key: str) -> str:
+        values = [row[key] for row in self.rows] or [self._origin()[key]]
+        low, high = min(values), max(values)
+        return f"{low:.0f}" if low == high else f"{low:.0f} to {high:.0f}"
 
     def path(self) -> Path:
         """Name the file after what is measured, unless the options name it."""

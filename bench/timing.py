@@ -13,6 +13,7 @@ of the candidate before it.
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import math
 import platform
@@ -189,9 +190,12 @@ class Machine:
 
 
 def measure_machine(
-    device: str = "cpu", isa: str | None = None, dtype: torch.dtype = torch.float32
+    device: str = "cpu",
+    isa: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    quick: bool = False,
 ) -> Machine:
-    """Measure the peak rates with the threads that torch is set to use.
+    """Measure the peak rates with the threads that torch is set to use, in two seconds or `quick`.
 
     `isa` limits the processor's to that instruction set. bfloat16 has a rate of its own where there
     are products of pairs of it; elsewhere float32's holds.
@@ -201,10 +205,10 @@ def measure_machine(
     if device == "cpu":
         bf16_pairs = dtype == torch.bfloat16 and "bf16" in (isa or _C.cpu_isa())
         source = "dot loop" if bf16_pairs else source
-        flops = _loop_peak(torch.get_num_threads(), isa, "dot" if bf16_pairs else "fma")
+        flops = _loop_peak(torch.get_num_threads(), isa, "dot" if bf16_pairs else "fma", quick)
     if flops is None:  # a GPU, or no C compiler: the best matrix product stands in
         flops, source = matmul_peak(device), "torch.mm"
-    return Machine(name, torch.get_num_threads(), flops, source, _copy_bandwidth(device))
+    return Machine(name, torch.get_num_threads(), flops, source, _copy_bandwidth(device, quick))
 
 
 def cpu_name() -> str:
@@ -229,7 +233,26 @@ def idle_share(seconds: float = 0.5) -> float:
     return (spent[3] + spent[4]) / max(sum(spent), 1)  # idle, and waiting for a disk
 
 
-def _loop_peak(threads: int, isa: str | None, name: str) -> float | None:
+def _loop_peak(threads: int, isa: str | None, name: str, quick: bool) -> float | None:
+    if (loaded := _peak_library(isa)) is None:
+        return None
+    loop, flops = getattr(loaded, f"{name}_loop"), getattr(loaded, f"{name}_flops")
+    loop.argtypes, loop.restype = (ctypes.c_long, ctypes.c_float), ctypes.c_float
+    flops.restype = ctypes.c_long
+    iterations, best = 1_000_000, 0.0
+    runs, pause = (8, 0.02) if quick else (16, 0.1)  # the threads may share a core at first
+    with ThreadPoolExecutor(threads) as pool:  # ctypes lets go of the GIL
+        for _ in range(runs):
+            time.sleep(pause)
+            start = time.perf_counter()
+            list(pool.map(lambda _: loop(iterations, 0.5), range(threads)))
+            seconds = time.perf_counter() - start
+            best = max(best, threads * iterations * flops() / seconds)
+    return best
+
+
+@functools.cache
+def _peak_library(isa: str | None) -> ctypes.CDLL | None:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return None
@@ -245,19 +268,7 @@ def _loop_peak(threads: int, isa: str | None, name: str) -> float | None:
             )
         except subprocess.CalledProcessError:
             return None
-        loaded = ctypes.CDLL(str(library))
-        loop, flops = getattr(loaded, f"{name}_loop"), getattr(loaded, f"{name}_flops")
-        loop.argtypes, loop.restype = (ctypes.c_long, ctypes.c_float), ctypes.c_float
-        flops.restype = ctypes.c_long
-        iterations, best = 1_000_000, 0.0
-        with ThreadPoolExecutor(threads) as pool:  # ctypes lets go of the GIL
-            for _ in range(16):
-                time.sleep(0.1)  # spread over two seconds: the threads may share a core at first
-                start = time.perf_counter()
-                list(pool.map(lambda _: loop(iterations, 0.5), range(threads)))
-                seconds = time.perf_counter() - start
-                best = max(best, threads * iterations * flops() / seconds)
-        return best
+        return ctypes.CDLL(str(library))
 
 
 def matmul_peak(device: str, dtype: torch.dtype = torch.float32) -> float:
@@ -274,8 +285,14 @@ def matmul_peak(device: str, dtype: torch.dtype = torch.float32) -> float:
     return 2 * size**3 / seconds
 
 
-def _copy_bandwidth(device: str, megabytes: int = 128) -> float:
-    source = torch.ones(megabytes << 18, device=device)
-    target = torch.empty_like(source)
-    seconds = alternate({"copy": lambda: target.copy_(source)}, 0.4, device)["copy"].low
+def _copy_bandwidth(device: str, quick: bool) -> float:
+    source, target = _copy_operands(device)
+    budget = 0.1 if quick else 0.4
+    seconds = alternate({"copy": lambda: target.copy_(source)}, budget, device)["copy"].low
     return 2 * source.numel() * 4 / seconds
+
+
+@functools.cache
+def _copy_operands(device: str, megabytes: int = 128) -> tuple[Tensor, Tensor]:
+    source = torch.ones(megabytes << 18, device=device)
+    return source, torch.empty_like(source)

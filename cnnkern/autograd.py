@@ -60,7 +60,7 @@ def _register_overload(ops, op, setup, backward) -> None:
 def _conv2d_setup(ctx, inputs, output):
     input, weight, _, *ctx.conv = inputs
     need_input, need_weight = ctx.needs_input_grad[:2]
-    ctx.input_size, ctx.weight_size = input.shape, weight.shape
+    ctx.input_size, ctx.weight_size = list(input.shape), list(weight.shape)
     # Each operand is needed for the other one's gradient only.
     ctx.save_for_backward(input if need_weight else None, weight if need_input else None)
 
@@ -79,7 +79,7 @@ def _conv2d_backward(ops, ctx, grad):
 def _conv2d_input_grad_setup(ctx, inputs, output):
     grad, weight, _, *ctx.conv = inputs
     need_grad, need_weight = ctx.needs_input_grad[:2]
-    ctx.weight_size = weight.shape
+    ctx.weight_size = list(weight.shape)
     ctx.save_for_backward(grad if need_weight else None, weight if need_grad else None)
 
 
@@ -98,7 +98,7 @@ def _conv2d_input_grad_backward(ops, ctx, grad_input):
 def _conv2d_weight_grad_setup(ctx, inputs, output):
     grad, input, _, *ctx.conv = inputs
     need_grad, need_input = ctx.needs_input_grad[:2]
-    ctx.input_size = input.shape
+    ctx.input_size = list(input.shape)
     ctx.save_for_backward(grad if need_input else None, input if need_grad else None)
 
 
@@ -129,7 +129,7 @@ _register("conv2d_bias_grad", _conv2d_bias_grad_setup, _conv2d_bias_grad_backwar
 
 
 def _avg_pool2d_setup(ctx, inputs, output):
-    ctx.input_size, ctx.pool = inputs[0].shape, inputs[1:]
+    ctx.input_size, ctx.pool = list(inputs[0].shape), inputs[1:]
 
 
 def _avg_pool2d_backward(ops, ctx, grad):
@@ -145,7 +145,7 @@ def _avg_pool2d_grad_backward(ops, ctx, grad_input):
 
 
 def _adaptive_avg_pool2d_setup(ctx, inputs, output):
-    ctx.input_size = inputs[0].shape
+    ctx.input_size = list(inputs[0].shape)
 
 
 def _adaptive_avg_pool2d_backward(ops, ctx, grad):
@@ -172,7 +172,8 @@ _register(
 
 def _max_pool2d_setup(ctx, inputs, output):
     input, kernel_size, stride, padding, dilation, ctx.ceil_mode, ctx.save = inputs
-    ctx.input_size, ctx.pool = input.shape, (kernel_size, stride, padding, dilation)
+    ctx.pool = kernel_size, stride, padding, dilation
+    ctx.input_size = list(input.shape)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
     # A caller who saved no choices gets them recomputed from the input.
@@ -203,7 +204,7 @@ def _max_pool2d_grad_backward(ops, ctx, grad_input):
 
 def _max_pool2d_gather_setup(ctx, inputs, output):
     input, indices, *ctx.pool = inputs
-    ctx.input_size = input.shape
+    ctx.input_size = list(input.shape)
     ctx.save_for_backward(indices)
 
 
@@ -213,7 +214,7 @@ def _max_pool2d_gather_backward(ops, ctx, grad):
 
 
 def _adaptive_max_pool2d_setup(ctx, inputs, output):
-    ctx.input_size = inputs[0].shape
+    ctx.input_size = list(inputs[0].shape)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1])
