@@ -33,6 +33,7 @@ struct GemmPlan {
   TapConv* tc;
   GemmPanels panels;          // of the output channels of a group: the tiles of tc
   std::vector<GemmRun> runs;  // of all taps and channels, in the order of tc->taps
+  bool fetch;                 // the inputs ahead, see fetch_ahead()
   bool in_place;              // reads the input as it lies, not a copy of it
   int64_t column;             // elements of a column of the copy
   int64_t pixel, row;         // from an output's inputs to those of the next column, row
@@ -110,11 +111,14 @@ std::vector<GemmRun> sort_into_runs(TapConv& t, int64_t channels, bool merge, co
 // `size`: bytes of an element of the copy; `can_stay`: the input's elements have that very type.
 inline GemmPlan plan_igemm(TapConv& t, const View& in, bool can_stay, int64_t size,
                            const GemmPanels& panels, int64_t rows, int64_t lanes) {
-  constexpr int64_t kAlias = 4096;  // lines so far apart share an L1 set, which has room for 8
+  constexpr int64_t kAlias = 4096, kWays = 8;  // lines so far apart share an L1 set
   join_residues(t);
   plan_gemm_blocks(t, panels.count, rows);
   GemmPlan plan{&t, panels};
-  plan.in_place = can_stay && in.c == 1 && reads_no_padding(t) && t.step_w * in.w * size % kAlias;
+  plan.fetch = outgrow_caches(t.N * in.n * size);
+  // A line of weights that is in use and the next one pass through the set of a tile's pixels.
+  const bool apart = t.step_w * in.w * size % kAlias != 0 || rows + 2 <= kWays;
+  plan.in_place = can_stay && in.c == 1 && reads_no_padding(t) && apart;
   plan.column = t.C * t.copy_w * size % kAlias ? t.C : t.C + lanes;
   plan.pixel = plan.in_place ? t.step_w * in.w : t.copy_w * plan.column;
   plan.row = plan.in_place ? t.step_h * in.h : t.copy_h * t.pitch * plan.column;
@@ -133,6 +137,7 @@ struct GemmGradPlan {
   GemmPanels panels;              // of the output channels of a group
   std::vector<GemmRun> runs;      // the rows: elements side by side of what a pixel of dY meets
   bool x_in_place, dy_in_place;   // read as they lie, not copied
+  bool fetch_x, fetch_dy;         // ahead, see fetch_ahead()
   int64_t x_pixel;                // elements of a pixel of the copy of x
   int64_t x_row, x_step, x_line;  // of x from row to row, from pixel to pixel, line to line
   int64_t dy_step;                // of dY from pixel to pixel
@@ -151,6 +156,8 @@ inline GemmGradPlan plan_igemm_weight_grad(const ConvParams& p, const View& grad
   constexpr int64_t kMaxPartials = 16 << 20, kAlias = 4096, kLine = 64, kApart = 512;
   GemmGradPlan g{fprop_taps(p), panels};
   TapConv& t = g.tc;
+  g.fetch_x = outgrow_caches(t.N * input.n * size);
+  g.fetch_dy = outgrow_caches(t.N * grad.n * size);
   join_residues(t);
   const int64_t taps = t.taps.size();
   // Which L2 keeps beside the next ones; tiles of short vectors come back to a line so soon that it

@@ -59,6 +59,9 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // First channel of tile i when M channels are split as evenly as can be.
 inline int64_t tile_start(int64_t i, int64_t M, int64_t tiles) { return i * M / tiles; }
 
+// What has so many bytes is in memory rather than in a cache.
+inline bool outgrow_caches(int64_t bytes) { return bytes >= 12 << 20; }
+
 // Assigns every tap its residue plane and offset.
 inline void plan_slots(TapConv& t) {
   if (t.taps.empty()) return;
