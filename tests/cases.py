@@ -273,6 +273,7 @@ CONVS = (
     Conv("pointwise_wide", (2, 40, 13, 20), (37, 40, 1, 1)),
     Conv("pointwise_groups", (1, 34, 9, 16), (68, 17, 1, 1), groups=2, bias=False),
     Conv("pointwise_deep", (1, 1024, 4, 8), (19, 1024, 1, 1)),
+    Conv("pointwise_4kib_pixels", (2, 1024, 3, 5), (64, 1024, 1, 1)),
     Conv("groups_pointwise", (2, 12, 5, 5), (8, 3, 1, 1), groups=4, bias=False),
     Conv("groups2_wide", (1, 10, 13, 37), (10, 2, 3, 5), padding=(1, 1, 2, 2), groups=5),
     Conv("groups4_stride", (2, 24, 15, 37), (24, 4, 3, 3), (2, 2), (1, 1, 1, 1), groups=6),
