@@ -130,8 +130,8 @@ inline GemmPlan plan_igemm(TapConv& t, const View& in, bool can_stay, int64_t si
 }
 
 // The weight gradient as an implicit GEMM: an item owns some rows of dW (channels at all taps) and
-// panels of output channels, and walks over its share of the chunks (rows of an image); the shares
-// are summed afterwards, in order.
+// panels of output channels, for its share of the chunks (rows of an image); the shares are summed
+// afterwards, in order.
 struct GemmGradPlan {
   TapConv tc;
   GemmPanels panels;              // of the output channels of a group
