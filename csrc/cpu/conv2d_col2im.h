@@ -12,7 +12,7 @@ struct Col2imPlan {
   int64_t C, K, columns;  // of a group: channels of dX and dY, R*S*C
   GemmPanels panels;      // of the columns, where these are lanes
   bool in_place;          // reads dY as it lies, not a copy of it
-  bool fetch;             // dY ahead, see fetch_ahead()
+  bool from_memory;       // dY, not from a cache: see fetch_ahead()
   int64_t weights;        // elements of a group's
   int64_t k_pitch;        // from one run of K weights, or copied elements of dY, to the next
   int64_t pitch;          // of the columns: from pixel to pixel; NCHW: from column to column
@@ -42,7 +42,7 @@ inline Col2imPlan plan_col2im(const ConvParams& p, const View& grad, const View&
   plan.block_rows = std::clamp<int64_t>(pixels / p.Q, 1, p.P);
   plan.block_rows = ceil_div(p.P, ceil_div(p.P, plan.block_rows));
   plan.in_place = plan.nhwc && can_stay && grad.w * size % kAlias;
-  plan.fetch = outgrow_caches(p.N * grad.n * size);
+  plan.from_memory = outgrow_caches(p.N * grad.n * size);
   const int64_t reach_h = (p.R - 1) * p.dil_h + 1, reach_w = (p.S - 1) * p.dil_w + 1;
   // What bands share is computed for both.
   const int64_t most_bands = std::clamp<int64_t>(p.H / (kRows * reach_h), 1, kBands);

@@ -33,7 +33,7 @@ struct GemmPlan {
   TapConv* tc;
   GemmPanels panels;          // of the output channels of a group: the tiles of tc
   std::vector<GemmRun> runs;  // of all taps and channels, in the order of tc->taps
-  bool fetch;                 // the inputs ahead, see fetch_ahead()
+  bool from_memory;           // not a cache: see fetch_ahead()
   bool in_place;              // reads the input as it lies, not a copy of it
   int64_t column;             // elements of a column of the copy
   int64_t pixel, row;         // from an output's inputs to those of the next column, row
@@ -115,7 +115,7 @@ inline GemmPlan plan_igemm(TapConv& t, const View& in, bool can_stay, int64_t si
   join_residues(t);
   plan_gemm_blocks(t, panels.count, rows);
   GemmPlan plan{&t, panels};
-  plan.fetch = outgrow_caches(t.N * in.n * size);
+  plan.from_memory = outgrow_caches(t.N * in.n * size);
   // A line of weights that is in use and the next one pass through the set of a tile's pixels.
   const bool apart = t.step_w * in.w * size % kAlias != 0 || rows + 2 <= kWays;
   plan.in_place = can_stay && in.c == 1 && reads_no_padding(t) && apart;
