@@ -31,6 +31,8 @@ from cnnkern import _C
 from cnnkern.ops import OP_NAMES
 
 GPU_COMMAND = "python tests/run_gpu.py"
+# Other types have the code of avx512 there.
+BF16_ISAS = ("avx512_bf16", "amx_bf16")
 LEFT_TO_A_GPU = pytest.StashKey[Counter]()
 
 
@@ -87,6 +89,9 @@ def why_left_out(item) -> str | None:
     params = item.callspec.params if hasattr(item, "callspec") else {}
     if not isinstance(params.get("gpu", CPU_TARGETS[0]), Target):
         return "no backend for GPUs"
+    isa = params.get("cpu_isa", getattr(params.get("target"), "isa", None))
+    if isa in BF16_ISAS and params.get("dtype", torch.bfloat16) != torch.bfloat16:
+        return "the code of avx512"
     if not item.get_closest_marker("gpu"):
         return left_to_the_compiler(item.originalname, params) if INTERPRETED else None
     if RIG_ORDER:
@@ -129,6 +134,17 @@ def gpu(request):
 @pytest.fixture(params=_C.cpu_isas())
 def cpu_isa(request):
     """Run the test once on every instruction set of the CPU."""
+    before = _C.cpu_isa()
+    _C.set_cpu_isa(request.param)
+    yield request.param
+    _C.set_cpu_isa(before)
+
+
+@pytest.fixture(params=BF16_ISAS)
+def bf16_isa(request):
+    """Run the test on every instruction set that multiplies bfloat16."""
+    if request.param not in _C.cpu_isas():
+        pytest.skip(f"this CPU has no {request.param}")
     before = _C.cpu_isa()
     _C.set_cpu_isa(request.param)
     yield request.param

@@ -35,7 +35,9 @@ APPLIES = {
     "igemm": lambda case, x: True,
     "depthwise": lambda case, x: is_depthwise(case, x),
     "winograd": lambda case, x: is_plain_3x3(case),
-    "dots": lambda case, x: x.dtype == torch.bfloat16 and _C.cpu_isa() == "avx512_bf16",
+    "dots": lambda case, x: (
+        x.dtype == torch.bfloat16 and _C.cpu_isa() in ("avx512_bf16", "amx_bf16")
+    ),
 }
 
 
@@ -424,7 +426,7 @@ def test_nan_and_infinity_reach_only_their_windows(dtype, target):
 
 
 @pytest.mark.sanitize
-@pytest.mark.skipif("avx512_bf16" not in _C.cpu_isas(), reason="this CPU has no AVX512-BF16")
+@pytest.mark.usefixtures("bf16_isa")
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(
     ("input", "weight"),
@@ -435,6 +437,7 @@ def test_nan_and_infinity_reach_only_their_windows(dtype, target):
         ((2, 24, 6, 300), (40, 24, 3, 3)),
         ((7, 72, 7, 7), (70, 72, 3, 3)),
         ((5, 72, 7, 7), (70, 72, 3, 3)),
+        ((2, 3, 29, 31), (6, 3, 5, 5)),
     ),
 )
 def test_dots_weight_grad_in_chunks(input, weight, format):
@@ -452,7 +455,40 @@ def test_dots_weight_grad_in_chunks(input, weight, format):
 
 
 @pytest.mark.sanitize
-@pytest.mark.skipif("avx512_bf16" not in _C.cpu_isas(), reason="this CPU has no AVX512-BF16")
+@pytest.mark.usefixtures("bf16_isa")
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    ("input", "weight", "stride", "dilation", "padding"),
+    (
+        ((2, 3, 41, 37), (34, 3, 7, 7), 2, 1, 3),
+        ((3, 20, 24, 14), (66, 20, 3, 3), 1, 1, 1),
+        ((2, 70, 19, 18), (40, 70, 3, 3), 1, 2, 2),
+        ((3, 48, 15, 1), (17, 48, 5, 3), 2, 1, 2),
+        ((1, 512, 7, 7), (520, 512, 3, 3), 1, 1, 1),
+        ((2, 64, 9, 130), (33, 64, 3, 3), 1, 1, 0),
+        ((3, 1024, 9, 5), (96, 1024, 1, 1), 1, 1, 0),
+        ((1, 2048, 5, 7), (31, 2048, 1, 1), 2, 1, 0),
+    ),
+)
+def test_dots_in_chunks(input, weight, stride, dilation, padding, format):
+    """Chunks of a tap's channels or several taps'; inputs copied and as they lie; many weights.
+
+    Rows of tiles go over rows of outputs, or end with each; phases of a gradient share a copy.
+    """
+    x, w = layout(values(input, 0).bfloat16(), format), values(weight, 1).bfloat16()
+    bias = values(weight[:1], 2).bfloat16()
+    tail = ([stride] * 2, [padding] * 4, [dilation] * 2, 1, "zeros")
+    ops = torch.ops.cnnkern
+    want = ops.conv2d(x.double(), w.double(), bias.double(), *tail, "direct")
+    assert_close(ops.conv2d(x, w, bias, *tail, "dots"), want, x.dtype, w[0].numel())
+    g = layout(values(tuple(want.shape), 3).bfloat16(), format)
+    want = ops.conv2d_input_grad(g.double(), w.double(), x.shape, *tail, "direct")
+    ours = ops.conv2d_input_grad(g, w, x.shape, *tail, "dots")
+    assert_close(ours, want, x.dtype, w[:, 0].numel())
+
+
+@pytest.mark.sanitize
+@pytest.mark.usefixtures("bf16_isa")
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(("kernel", "stride"), ((1, 1), (3, 2)))
 def test_dots_past_the_caches(kernel, stride, format):
@@ -469,7 +505,7 @@ def test_dots_past_the_caches(kernel, stride, format):
     assert_close(ours, want, x.dtype, w[0].numel())
 
 
-@pytest.mark.skipif("avx512_bf16" not in _C.cpu_isas(), reason="this CPU has no AVX512-BF16")
+@pytest.mark.usefixtures("bf16_isa")
 @pytest.mark.parametrize("format", FORMATS)
 def test_nan_and_infinity_reach_only_their_windows_by_dots(format):
     """The second half of an odd count's last pair is a zero whatever lies behind the first."""
@@ -487,7 +523,7 @@ def test_nan_and_infinity_reach_only_their_windows_by_dots(format):
     assert grad.isnan().equal(nan) and grad.isinf().equal(inf)
 
 
-@pytest.mark.skipif("avx512_bf16" not in _C.cpu_isas(), reason="this CPU has no AVX512-BF16")
+@pytest.mark.usefixtures("bf16_isa")
 @pytest.mark.parametrize("stride", (1, 2))
 @pytest.mark.parametrize("width", (1, 2, 4, 8))
 def test_nan_and_infinity_reach_only_their_windows_by_pairs_of_rows(width, stride):

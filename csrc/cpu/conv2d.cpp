@@ -1,9 +1,11 @@
 // Binder of conv2d and its input gradient on the CPU: checks, allocates, picks the instruction set.
 #include "check.h"
+#include "conv2d_amx.h"
 #include "conv2d_chwn.h"
 #include "conv2d_col2im.h"
 #include "conv2d_depthwise.h"
 #include "conv2d_dots.h"
+#include "conv2d_dots_rows.h"
 #include "conv2d_igemm.h"
 #include "conv2d_run.h"
 #include "conv2d_winograd.h"
@@ -19,13 +21,16 @@
 namespace cnnkern {
 namespace {
 
-// The selector lets none but bfloat16 come here, and avx512_bf16.
+// The selector lets none but bfloat16 come here, and avx512_bf16 or amx_bf16.
 template <typename T>
 void dots(TapConv* taps, size_t count, int64_t plane_size, const View& in, const T* weight,
           const T* bias, const View& out) {
 #if CNNKERN_X86_ISAS
-  if constexpr (std::is_same_v<T, bfloat16>)
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    if (current_isa() == Isa::kAmxBf16 && !pairs_rows(taps[0], in, out))
+      return amx_bf16::launch_conv2d_amx(taps, count, plane_size, in, weight, bias, out);
     avx512_bf16::launch_conv2d_dots(taps, count, plane_size, in, weight, bias, out);
+  }
 #endif
 }
 

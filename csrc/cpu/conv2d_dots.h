@@ -26,8 +26,15 @@ struct DotPlan {
                                 // to the next
   std::vector<DotRun> runs;
   std::vector<int64_t> order;  // elements of a weight plane [channel][tap], in pairs; -1: none
+  int64_t
+      together;  // pairs of channels of a tap, or a part of them, that are neighbours in `order`
 
   int64_t pairs() const { return int64_t(order.size()) / 2; }
+  // Where an even number of channels is paired without gaps: pair c of channels of the first tap;
+  // those of the others follow `together` later each.
+  int64_t pair_of(int64_t c) const {
+    return c / together * together * int64_t(tc->taps.size()) + c % together;
+  }
 };
 
 // Cuts the problem into items (image, group, rows, columns, pairs of output vectors) whose input
@@ -53,11 +60,11 @@ inline void plan_dot_blocks(DotPlan& plan, int64_t tile_rows, int64_t lanes) {
 
 // Where a block's input takes at most half of the memory of the weights of a pair of output
 // vectors, it is the input that is better read anew for each pair, not the weights for each block;
-// if that of all images stays in the L3 cache, and the pairs are enough for some threads.
-inline void plan_dot_pairs(DotPlan& plan, int64_t lanes) {
+// if that of all images stays in the L3 cache, and the pairs are enough for some threads. `copy`:
+// elements of a block's input.
+inline void plan_weight_items(DotPlan& plan, int64_t copy, int64_t lanes) {
   constexpr int64_t kCopies = 4 << 20, kItems = 8;  // elements, items
   TapConv& t = *plan.tc;
-  const int64_t copy = plan.rows * plan.columns * plan.channel;
   const int64_t blocks = t.N * t.groups * t.row_blocks * t.col_blocks;
   plan.by_pairs =
       t.groups * t.tiles >= kItems && copy < 2 * lanes * plan.pairs() && blocks * copy <= kCopies;
@@ -85,6 +92,7 @@ inline DotPlan plan_dots(TapConv& t, const View& in, int64_t plane_size, int64_t
   }
   plan_dot_blocks(plan, tile_rows, lanes);
   plan.in_place = in.c == 1 && reads_no_padding(t) && t.step_w * in.w % kAlias != 0;
+  plan.together = t.C / 2;
   plan.channel = t.C % kAlias == 0 ? t.C + lanes : t.C;
   plan.pixel = plan.in_place ? t.step_w * in.w : plan.step_w * plan.channel;
   plan.row = plan.in_place ? t.step_h * in.h : plan.step_h * plan.columns * plan.channel;
@@ -107,7 +115,7 @@ inline DotPlan plan_dots(TapConv& t, const View& in, int64_t plane_size, int64_t
     for (int64_t c = 0; c < t.C; ++c) plan.order.push_back(c * plane_size + tap.weight);
   }
   if (plan.order.size() % 2) plan.order.push_back(-1);
-  if (alone) plan_dot_pairs(plan, lanes);
+  if (alone) plan_weight_items(plan, plan.rows * plan.columns * plan.channel, lanes);
   return plan;
 }
 

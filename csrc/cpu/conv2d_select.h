@@ -46,7 +46,7 @@ inline std::string supports_conv2d_chwn(const ConvParams& p) {
 inline std::string supports_conv2d_dots(DType dtype) {
   if (dtype != DType::kBFloat16) return "needs bfloat16 tensors";
   const Isa isa = current_isa();
-  return isa == Isa::kAvx512Bf16 ? "" : std::string("needs avx512_bf16, not ") + isa_name(isa);
+  return isa >= Isa::kAvx512Bf16 ? "" : std::string("needs avx512_bf16, not ") + isa_name(isa);
 }
 
 // Where each pays; measured on a 2-core Zen 4. In float64 'auto' keeps the last digits.
@@ -95,18 +95,25 @@ inline bool prefers_conv2d_chwn(const ConvParams& p, bool nhwc, ConvPass pass) {
   return std::min(C, K) >= 4 && !by_columns;
 }
 
-// Of bfloat16, where its pairs are multiplied at twice the rate of float32. Lanes are the channels
-// that the pass computes, so a few of them leave most lanes idle; Winograd in float32 arithmetic is
-// ahead only forwards and backwards to the input, and only where its tiles are many.
+// Of bfloat16, where its pairs are multiplied at twice the rate of float32, or tiles at 16 times
+// that. Lanes are the channels that the pass computes, so a few of them leave most lanes idle;
+// Winograd in float32 arithmetic is ahead only of pairs, only forwards and backwards to the input,
+// and only where its tiles are many.
 inline bool prefers_conv2d_dots(const ConvParams& p, bool nhwc, ConvPass pass) {
+  constexpr int64_t kFewTaps = 25;
   const int64_t C = p.C / p.groups, K = p.K / p.groups;
+  const bool tiles = current_isa() == Isa::kAmxBf16;
   // Phases of a depthwise gradient have too few taps to pay for a copy each; the weight gradient
-  // has the lanes of one group alone.
-  if (nhwc && has_narrow_groups(p) && p.C >= 16)
+  // has the lanes of one group alone. Processors with tiles multiply pairs no
+  // faster than float32.
+  if (nhwc && has_narrow_groups(p) && p.C >= 16 && !(tiles && C == 1 && p.R * p.S <= kFewTaps))
     return pass == ConvPass::kFprop ||
            (pass == ConvPass::kDgrad && (C > 1 || (p.stride_h == 1 && p.stride_w == 1)));
   const int64_t lanes = pass == ConvPass::kDgrad ? C : K;
   const int64_t reduced = pass == ConvPass::kFprop ? C : pass == ConvPass::kDgrad ? K : p.P * p.Q;
+  if (tiles)  // chwn keeps what has few products in registers
+    return !has_narrow_groups(p) &&
+           (lanes >= 12 || pass == ConvPass::kWgrad || (lanes >= 3 && !is_small_conv2d(p)));
   if (lanes < 12 && (lanes < 6 || reduced < 6)) return false;
   if (lanes < 12 && pass != ConvPass::kWgrad && is_small_conv2d(p)) return false;  // chwn, direct
   const bool by_winograd = prefers_conv2d_winograd(p, DType::kBFloat16);

@@ -1,6 +1,7 @@
 // Binder of the weight and bias gradients of conv2d on the CPU; apart from conv2d.cpp so that the
 // two compile side by side.
 #include "check.h"
+#include "conv2d_amx.h"
 #include "conv2d_chwn.h"
 #include "conv2d_col2im.h"
 #include "conv2d_depthwise.h"
@@ -48,7 +49,9 @@ Tensor conv2d_weight_grad(const Tensor& grad, const Tensor& input, const Ints& w
 #if CNNKERN_X86_ISAS
     if constexpr (std::is_same_v<T, bfloat16>)
       if (chosen == ConvAlgo::kDots)
-        return avx512_bf16::launch_conv2d_dots_weight_grad(f, grad_view, in_view, dw);
+        return current_isa() == Isa::kAmxBf16
+                   ? amx_bf16::launch_conv2d_amx_weight_grad(f, grad_view, in_view, dw)
+                   : avx512_bf16::launch_conv2d_dots_weight_grad(f, grad_view, in_view, dw);
 #endif
     if (chosen == ConvAlgo::kWinograd)
       CNNKERN_ISA_CALL(launch_conv2d_winograd_weight_grad<T>(f, grad_view, in_view, dw));

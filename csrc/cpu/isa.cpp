@@ -1,5 +1,13 @@
 #include "isa.h"
 
+#if CNNKERN_X86_ISAS
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 #include <atomic>
 #include <cstdlib>
 #include <iterator>
@@ -8,12 +16,29 @@
 namespace cnnkern {
 namespace {
 
-constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512_bf16"};
+constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16"};
 constexpr int kIsas = int(std::size(kNames));
+
+#if CNNKERN_X86_ISAS
+// Tiles of bfloat16: the CPU has them, and the kernel saves their registers for this process, which
+// has to ask for that once.
+bool may_use_amx() {
+#if defined(__linux__)
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAmxBf16) && (d & kAmxTile) &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 bool has(Isa isa) {
 #if CNNKERN_X86_ISAS
   switch (isa) {
+    case Isa::kAmxBf16: return has(Isa::kAvx512Bf16) && may_use_amx();
     case Isa::kAvx512Bf16: return __builtin_cpu_supports("avx512bf16") && has(Isa::kAvx512);
     case Isa::kAvx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -36,8 +61,9 @@ Isa parse(const std::string& name) {
         throw std::invalid_argument("this CPU or build has no '" + name + "' kernels");
       return Isa(i);
     }
-  throw std::invalid_argument("CPU ISA must be 'scalar', 'avx2', 'avx512' or 'avx512_bf16', got '" +
-                              name + "'");
+  throw std::invalid_argument(
+      "CPU ISA must be 'scalar', 'avx2', 'avx512', 'avx512_bf16' or 'amx_bf16', got '" + name +
+      "'");
 }
 
 Isa initial() {

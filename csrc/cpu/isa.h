@@ -6,7 +6,7 @@
 
 namespace cnnkern {
 
-enum class Isa : int { kScalar, kAvx2, kAvx512, kAvx512Bf16 };
+enum class Isa : int { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAmxBf16 };
 
 Isa current_isa();
 const char* isa_name(Isa isa);
@@ -16,12 +16,14 @@ void set_isa(const std::string& name);  // throws std::invalid_argument
 }  // namespace cnnkern
 
 // CNNKERN_ISA_CALL(f(x)) calls scalar::f, avx2::f or avx512::f. Nothing but the products of pairs
-// of bfloat16 is compiled for avx512_bf16 (conv2d_dots.h): the rest would be the code of avx512.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+// of bfloat16 is compiled for avx512_bf16 (conv2d_dots.h) and amx_bf16 (conv2d_amx.h): the rest
+// would be the code of avx512.
+#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 11 && !defined(__clang__)
 #define CNNKERN_X86_ISAS 1
 #define CNNKERN_ISA_CALL(...)                                              \
   [&] {                                                                    \
     switch (::cnnkern::current_isa()) {                                    \
+      case ::cnnkern::Isa::kAmxBf16:                                       \
       case ::cnnkern::Isa::kAvx512Bf16:                                    \
       case ::cnnkern::Isa::kAvx512: return ::cnnkern::avx512::__VA_ARGS__; \
       case ::cnnkern::Isa::kAvx2: return ::cnnkern::avx2::__VA_ARGS__;     \
