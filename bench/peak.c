@@ -1,6 +1,6 @@
 /* Independent multiply-adds on registers: the rates that no kernel here can exceed, of float32 and,
- * where the machine has products of pairs of it, of bfloat16. bench/timing.py compiles it for this
- * very machine and runs one call per thread. */
+ * where the machine has products of pairs or of tiles of it, of bfloat16. bench/timing.py compiles
+ * it for this very machine and runs one call per thread. */
 #if defined(__AVX512F__)
 #define WIDTH 64
 #define CHAINS 24
@@ -49,4 +49,29 @@ float dot_loop(long iterations, float factor) {
 }
 
 long dot_flops(void) { return 4L * CHAINS * (WIDTH / 4); }
+#endif
+
+#if defined(__AMX_BF16__)
+/* Four sums, as many as leave room for two tiles of either factor; the tiles are zeros. That the
+ * process may use tiles has been asked for by the kernels' library. */
+float tile_loop(long iterations, float factor) {
+  struct {
+    unsigned char palette, start_row, reserved[14];
+    unsigned short bytes[16];
+    unsigned char rows[16];
+  } __attribute__((aligned(64))) config = {1};
+  for (int i = 0; i < 8; ++i) config.rows[i] = 16, config.bytes[i] = 64;
+  __asm__ volatile("" ::"r"(&config) : "memory"); /* all of it is read */
+  _tile_loadconfig(&config);
+  for (long n = 0; n < iterations; n += 8) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+  return factor;
+}
+
+long tile_flops(void) { return 2L * 4 * 16 * 16 * 32 / 8; }
 #endif

@@ -39,12 +39,19 @@ KEYS = (
 
 
 # What ATen and oneDNN call the instruction sets that `--isa` limits them to, beside our kernels.
-ATEN_ISAS = {"scalar": "default", "avx2": "avx2", "avx512": "avx512", "avx512_bf16": "avx512"}
+ATEN_ISAS = {
+    "scalar": "default",
+    "avx2": "avx2",
+    "avx512": "avx512",
+    "avx512_bf16": "avx512",
+    "amx_bf16": "avx512",
+}
 ONEDNN_ISAS = {
     "scalar": "SSE41",
     "avx2": "AVX2",
     "avx512": "AVX512_CORE",
     "avx512_bf16": "AVX512_CORE_BF16",
+    "amx_bf16": "AVX512_CORE_AMX",
 }
 
 

@@ -198,14 +198,15 @@ def measure_machine(
     """Measure the peak rates with the threads that torch is set to use, in two seconds or `quick`.
 
     `isa` limits the processor's to that instruction set. bfloat16 has a rate of its own where there
-    are products of pairs of it; elsewhere float32's holds.
+    are products of pairs or tiles of it; elsewhere float32's holds.
     """
     name = torch.cuda.get_device_name() if device == "cuda" else cpu_name()
-    flops, source = None, "fma loop"
+    flops = None
     if device == "cpu":
-        bf16_pairs = dtype == torch.bfloat16 and "bf16" in (isa or _C.cpu_isa())
-        source = "dot loop" if bf16_pairs else source
-        flops = _loop_peak(torch.get_num_threads(), isa, "dot" if bf16_pairs else "fma", quick)
+        loops = {"avx512_bf16": "dot", "amx_bf16": "tile"} if dtype == torch.bfloat16 else {}
+        loop = loops.get(isa or _C.cpu_isa(), "fma")
+        source = f"{loop} loop"
+        flops = _loop_peak(torch.get_num_threads(), isa, loop, quick)
     if flops is None:  # a GPU, or no C compiler: the best matrix product stands in
         flops, source = matmul_peak(device), "torch.mm"
     return Machine(name, torch.get_num_threads(), flops, source, _copy_bandwidth(device, quick))
