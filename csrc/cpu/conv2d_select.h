@@ -111,9 +111,11 @@ inline bool prefers_conv2d_dots(const ConvParams& p, bool nhwc, ConvPass pass) {
            (pass == ConvPass::kDgrad && (C > 1 || (p.stride_h == 1 && p.stride_w == 1)));
   const int64_t lanes = pass == ConvPass::kDgrad ? C : K;
   const int64_t reduced = pass == ConvPass::kFprop ? C : pass == ConvPass::kDgrad ? K : p.P * p.Q;
-  if (tiles)  // chwn keeps what has few products in registers
-    return !has_narrow_groups(p) &&
-           (lanes >= 12 || pass == ConvPass::kWgrad || (lanes >= 3 && !is_small_conv2d(p)));
+  if (tiles) {  // chwn, which keeps the bits of others, has what has few products in registers
+    const bool by_columns = pass == ConvPass::kDgrad && prefers_conv2d_igemm(p, nhwc, pass);
+    return !has_narrow_groups(p) && (lanes >= 12 || pass == ConvPass::kWgrad ||
+                                     (lanes >= 3 && (by_columns || !is_small_conv2d(p))));
+  }
   if (lanes < 12 && (lanes < 6 || reduced < 6)) return false;
   if (lanes < 12 && pass != ConvPass::kWgrad && is_small_conv2d(p)) return false;  // chwn, direct
   const bool by_winograd = prefers_conv2d_winograd(p, DType::kBFloat16);
