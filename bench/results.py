@@ -53,6 +53,8 @@ ONEDNN_ISAS = {
     "avx512_bf16": "AVX512_CORE_BF16",
     "amx_bf16": "AVX512_CORE_AMX",
 }
+# Whose code other types than bfloat16 have.
+ISAS_WITHOUT_BF16 = {"avx512_bf16": "avx512", "amx_bf16": "avx512"}
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -181,9 +183,9 @@ class Report:
         }
 
     def _isa(self) -> str:
-        """Name the instruction set; that of the pairs is avx512's for all types but bfloat16."""
+        """Name the instruction set; those of bfloat16's products are avx512 for all other types."""
         isa = _C.cpu_isa()
-        return isa if self.dtype == torch.bfloat16 else isa.removesuffix("_bf16")
+        return isa if self.dtype == torch.bfloat16 else ISAS_WITHOUT_BF16.get(isa, isa)
 
     def finish(self, columns: dict[str, str], ratio: str = "ratio_best") -> int:
         """Print the table and the geometric means, write the CSV, and give the exit status."""
