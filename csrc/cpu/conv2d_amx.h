@@ -69,7 +69,8 @@ inline void plan_amx_blocks(AmxPlan& plan) {
 // Where the inputs of many channels are split by residue modulo the step, outputs are neighbours;
 // few channels are left side by side with those of the next tap.
 inline void plan_amx_copy(AmxPlan& plan, const View& in) {
-  constexpr int64_t kFewChannels = 16, kAlias = 2048, kSets = 128;
+  // In elements: lines so far apart share a set of the L1 cache, or one of few sets.
+  constexpr int64_t kFewChannels = 16, kAlias = 2048, kFewSets = 128;
   TapConv& t = *plan.tc;
   const int64_t channels = amx_channels(t.C);
   plan.split = t.C >= kFewChannels || t.taps.size() <= 1 || t.step_h * t.step_w == 1;
@@ -87,7 +88,7 @@ inline void plan_amx_copy(AmxPlan& plan, const View& in) {
       plan.halo_w = std::max(plan.halo_w, tap.w - plan.base_w);
     }
   }
-  plan.channel = channels % kSets == 0 ? channels + kAmxChunk : channels;
+  plan.channel = channels % kFewSets == 0 ? channels + kAmxChunk : channels;
   plan_amx_blocks(plan);
   plan.copy = plan.in_place ? 0 : plan.plane * int64_t(plan.planes.size());
   plan.pixel = plan.in_place ? t.step_w * in.w : plan.step_w * plan.channel;

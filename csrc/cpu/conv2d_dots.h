@@ -26,8 +26,7 @@ struct DotPlan {
                                 // to the next
   std::vector<DotRun> runs;
   std::vector<int64_t> order;  // elements of a weight plane [channel][tap], in pairs; -1: none
-  int64_t
-      together;  // pairs of channels of a tap, or a part of them, that are neighbours in `order`
+  int64_t together;            // pairs of a tap's channels that are neighbours in `order`
 
   int64_t pairs() const { return int64_t(order.size()) / 2; }
   // Where an even number of channels is paired without gaps: pair c of channels of the first tap;
