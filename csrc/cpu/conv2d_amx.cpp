@@ -35,6 +35,8 @@ namespace cnnkern::amx_bf16 {
 
 #include "pairs.inc"
 
+#include "pairs_copies.inc"
+
 #include "amx_tiles.inc"
 
 #include "conv2d_dots_weights.inc"

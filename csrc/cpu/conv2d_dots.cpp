@@ -35,6 +35,8 @@ namespace cnnkern::avx512_bf16 {
 
 #include "pairs.inc"
 
+#include "pairs_copies.inc"
+
 #include "conv2d_dots_rows.inc"
 
 #include "conv2d_dots_weights.inc"

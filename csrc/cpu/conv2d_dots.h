@@ -29,6 +29,11 @@ struct DotPlan {
   int64_t together;            // pairs of a tap's channels that are neighbours in `order`
 
   int64_t pairs() const { return int64_t(order.size()) / 2; }
+  // What the block whose first output is (p, q) reads where the input is read as it lies.
+  const bfloat16* input_at(const View& in, int64_t n, int64_t group, int64_t p, int64_t q) const {
+    return in.at<const bfloat16>(n, group * tc->C, p * tc->step_h + base_h,
+                                 q * tc->step_w + base_w);
+  }
   // Where an even number of channels is paired without gaps: pair c of channels of the first tap;
   // those of the others follow `together` later each.
   int64_t pair_of(int64_t c) const {
