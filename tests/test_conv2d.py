@@ -49,7 +49,7 @@ def is_depthwise(case, x):
 
 
 def is_plain_3x3(case):
-    return case.weight[2:] == (3, 3) and case.stride == case.dilation == (1, 1) and case.groups == 1
+    return case.weight[2:] == (3, 3) and case.stride == (1, 1) and case.groups == 1
 
 
 def arguments(case, dtype, layout_name, device="cpu"):
