@@ -7,7 +7,8 @@
 
 namespace cnnkern {
 
-constexpr int64_t kAmxRows = 16;   // of a tile
+constexpr int64_t kAmxRows = 16;   // of a tile, at most
+constexpr int kAmxColumn = 5;       // tiles
 constexpr int64_t kAmxChunk = 32;  // elements of the reduction that a tile holds, at most
 constexpr int64_t kAmxGroup = 64;  // pairs of output vectors
 
@@ -39,6 +40,16 @@ inline int64_t amx_chunk(int64_t count) {
   int64_t chunk = std::min(count, kAmxChunk);
   while (count % chunk) chunk -= 2;
   return chunk;
+}
+
+// Of as few tiles as a line of outputs takes: all have as many.
+inline int64_t amx_tile_rows(int64_t length) {
+  return ceil_div(length, ceil_div(length, kAmxRows));
+}
+// What a line costs: a tile's loads of weights, and its rows.
+inline int64_t amx_line_cost(int64_t length) {
+  constexpr int64_t kWeights = 5;  // in rows
+  return ceil_div(length, kAmxRows) * (amx_tile_rows(length) + kWeights);
 }
 
 // Blocks whose copy stays in the L2 cache beside the weights of some pairs of output vectors.
@@ -96,8 +107,8 @@ inline void plan_amx_copy(AmxPlan& plan, const View& in) {
   // Rows side by side make one row of tiles where its gaps cost less than the rows' last tiles.
   const int64_t pitch = plan.row / plan.pixel;
   if (plan.row % plan.pixel || pitch < t.block_cols) return;
-  const int64_t joined = ceil_div((t.block_rows - 1) * pitch + t.block_cols, kAmxRows);
-  if (joined <= t.block_rows * ceil_div(t.block_cols, kAmxRows)) plan.pitch = pitch;
+  const int64_t joined = amx_line_cost((t.block_rows - 1) * pitch + t.block_cols);
+  if (joined <= t.block_rows * amx_line_cost(t.block_cols)) plan.pitch = pitch;
 }
 
 // Runs of taps that are neighbours, cut into steps: the first chunk of all taps, then the second,
@@ -150,6 +161,8 @@ inline AmxPlan plan_amx(TapConv& t, const View& in, const View& out, int64_t pla
     plan.base_w = first ? tap.w : std::min(plan.base_w, tap.w);
   }
   plan_amx_copy(plan, in);
+  // Rows of inputs that cross lines take twice as long to load.
+  plan.apart = t.taps.size() > 1 && plan.pixel % kAmxChunk == 0;
   plan_amx_steps(plan, in, plane_size);
   if (alone) plan_weight_items(plan, plan.plane * int64_t(plan.planes.size()), kAmxRows);
   const int64_t weights = 128 * plan.pairs(), kept = 64 * t.block_rows * t.block_cols;

@@ -17,6 +17,7 @@ struct DotPlan {
   bool in_place;                // reads the input as it lies, not a copy of it
   bool by_pairs = false;        // items are pairs of output vectors of all images
   bool stream = false;          // outputs are stored past the caches
+  bool apart = false;           // a pair's vectors of weights lie one after the other
   int64_t base_h, base_w;       // input position of the first element for output (0, 0)
   int64_t source_h, source_w;   // input rows and columns from one of the copy to the next
   int64_t step_h, step_w;       // rows and columns of the copy from one output to the next
@@ -29,6 +30,8 @@ struct DotPlan {
   int64_t together;            // pairs of a tap's channels that are neighbours in `order`
 
   int64_t pairs() const { return int64_t(order.size()) / 2; }
+  // Of a pair of output vectors: where the weights of vector 1 begin.
+  int64_t second_vector(int64_t lanes) const { return apart ? pairs() * lanes : lanes; }
   // What the block whose first output is (p, q) reads where the input is read as it lies.
   const bfloat16* input_at(const View& in, int64_t n, int64_t group, int64_t p, int64_t q) const {
     return in.at<const bfloat16>(n, group * tc->C, p * tc->step_h + base_h,
