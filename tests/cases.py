@@ -268,7 +268,7 @@ CONVS = (
     Conv("dilation_mixed", (1, 3, 15, 17), (4, 3, 3, 2), dilation=(3, 5), padding=(1, 0, 2, 3)),
     Conv("dilation_stride", (1, 3, 16, 18), (7, 3, 3, 3), (2, 3), (2, 1, 2, 1), (3, 2)),
     # Phases whose last tiles have no outputs; fewer outputs than phases.
-    Conv("dilation_tiles", (2, 19, 21, 43), (37, 19, 3, 3), dilation=(2, 3), padding=(2, 1, 4, 3)),
+    Conv("dilation_tiles", (2, 13, 18, 37), (20, 13, 3, 3), dilation=(2, 3), padding=(2, 1, 4, 3)),
     Conv("dilation_circular", (1, 16, 21, 37), (16, 16, 3, 3), dilation=(4, 2),
          padding=(4, 4, 2, 2), padding_mode="circular"),
     Conv("dilation_exceeds_output", (2, 12, 7, 10), (12, 12, 3, 3), dilation=(3, 4)),

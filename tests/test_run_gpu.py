@@ -72,12 +72,19 @@ def test_a_run_that_selects_nothing_passes(status, passed, capsys):
 
 @pytest.mark.parametrize("case", CONVS + FUSED, ids=str)
 def test_the_emulator_runs_every_case(case):
-    kept = [
-        (dtype, format)
-        for dtype in (torch.float32, torch.float64, *NARROW)
-        for format in LAYOUTS
-        if not left_to_a_real_gpu("test", {"case": case, "dtype": dtype, "format": format})
-    ]
+    def kept_in(order):
+        return [
+            (dtype, format)
+            for dtype in (torch.float32, torch.float64, *NARROW)
+            for format in LAYOUTS
+            if not left_to_a_real_gpu(
+                "test", {"case": case, "dtype": dtype, "format": format}, order
+            )
+        ]
+
+    kept, orders = kept_in(None), (kept_in("0"), kept_in("2"))
+    for item in kept:
+        assert [item in order for order in orders].count(True) == 1 + (item[0] == torch.float32)
     dtypes = [dtype for dtype, _ in kept]
     large = getattr(case, "conv", case).macs > RIG_MACS_IN_BOTH_LAYOUTS
     assert dtypes.count(torch.float32) == (1 if large else 2)
