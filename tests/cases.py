@@ -528,7 +528,7 @@ FUSED = (
     Fused("images_avg", _conv["images35"], "sigmoid", "avg", (3, 2), (1, 2), (1, 1)),
     Fused("images_max", _conv["images35"], "gelu", "max", (3, 3), (2, 1), (1, 0), narrow=False),
     Fused("images_relu", _conv["images35"], "relu", "max", (3, 3), (2, 1), (1, 0), narrow=False),
-    Fused("quads", _conv["vgg"], "relu", "max"),
+    Fused("quads", _conv["vgg"], "relu", "max", narrow=False),
     Fused("windows_columns", _conv["wide"], "sigmoid", "avg"),
     Fused("windows_groups", _conv["groups2"], "relu", "max"),
     Fused("windows_channels", _conv["pointwise_wide"], "tanh", "avg"),

@@ -8,7 +8,7 @@
 namespace cnnkern {
 
 constexpr int64_t kAmxRows = 16;   // of a tile, at most
-constexpr int kAmxColumn = 5;       // tiles
+constexpr int kAmxColumn = 5;      // tiles
 constexpr int64_t kAmxChunk = 32;  // elements of the reduction that a tile holds, at most
 constexpr int64_t kAmxGroup = 64;  // pairs of output vectors
 

@@ -157,15 +157,18 @@ inline ConvAlgo select_conv2d(const char* op, const ConvParams& p, DType dtype, 
 }
 
 // Where conv2d takes another algorithm for speed, direct and chwn still win with few products: they
-// pool what they have in registers or the L2 cache, and both have the same sums. They are also
-// those that hand 16-bit types on unrounded.
+// pool what they have in registers or the L2 cache, and both have the same sums, which they hand on
+// unrounded. Groups alone in their lanes have few products, too, and win all the same, but for
+// planes of 16-bit types, which go through memory twice more.
 inline ConvAlgo select_conv2d_block(const char* op, const ConvParams& p, DType dtype, bool nhwc,
                                     const std::string& algo) {
   const ConvAlgo chosen = select_conv2d(op, p, dtype, nhwc, algo, ConvPass::kFprop);
   const bool narrow = dtype == DType::kBFloat16 || dtype == DType::kFloat16;
-  if (algo != "auto" || (chosen == ConvAlgo::kDepthwise && !narrow)) return chosen;
+  const bool by_groups =
+      chosen == ConvAlgo::kDepthwise || (chosen == ConvAlgo::kDots && has_narrow_groups(p));
+  if (algo != "auto" || (by_groups && (nhwc || !narrow))) return chosen;
   if (suits_conv2d_chwn(p)) return ConvAlgo::kChwn;
-  return narrow || has_few_products(p) ? ConvAlgo::kDirect : chosen;
+  return has_few_products(p) ? ConvAlgo::kDirect : chosen;
 }
 
 }  // namespace cnnkern
