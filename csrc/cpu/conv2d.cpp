@@ -27,7 +27,10 @@ void dots(TapConv* taps, size_t count, int64_t plane_size, const View& in, const
           const T* bias, const View& out) {
 #if CNNKERN_X86_ISAS
   if constexpr (std::is_same_v<T, bfloat16>) {
-    if (current_isa() == Isa::kAmxBf16 && !pairs_rows(taps[0], in, out))
+    const bool tiles = current_isa() == Isa::kAmxBf16, rows = pairs_rows(taps[0], in, out);
+    if (tiles && rows && taps[0].C == 1)
+      return amx_bf16::launch_conv2d_amx_depthwise(taps, count, in, weight, bias, out);
+    if (tiles && !rows)
       return amx_bf16::launch_conv2d_amx(taps, count, plane_size, in, weight, bias, out);
     avx512_bf16::launch_conv2d_dots(taps, count, plane_size, in, weight, bias, out);
   }

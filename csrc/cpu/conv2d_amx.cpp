@@ -26,6 +26,7 @@
 #pragma GCC target("avx2,fma,f16c,bmi,bmi2,prefer-vector-width=512")
 #define CNNKERN_VECTOR_BYTES 64
 #define CNNKERN_ISA_LEVEL 3
+#define CNNKERN_ROUNDS_BFLOAT16
 namespace cnnkern::amx_bf16 {
 #include "vec.inc"
 #include "vec_index.inc"

@@ -177,6 +177,9 @@ namespace amx_bf16 {
 // As launch_conv2d_igemm: one TapConv, or the phases of one gradient.
 void launch_conv2d_amx(TapConv* tc, size_t count, int64_t plane_size, const View& in,
                        const bfloat16* weight, const bfloat16* bias, const View& out);
+// Of channels_last tensors: in float32, as processors with tiles multiply pairs no faster.
+void launch_conv2d_amx_depthwise(TapConv* tc, size_t count, const View& in, const bfloat16* weight,
+                                 const bfloat16* bias, const View& out);
 void launch_conv2d_amx_weight_grad(const ConvParams& p, const View& grad, const View& input,
                                    bfloat16* weight_grad);
 

@@ -109,15 +109,13 @@ inline bool prefers_conv2d_chwn(const ConvParams& p, bool nhwc, ConvPass pass) {
 // Winograd in float32 arithmetic is ahead only of pairs, only forwards and backwards to the input,
 // and only where its tiles are many.
 inline bool prefers_conv2d_dots(const ConvParams& p, bool nhwc, ConvPass pass) {
-  constexpr int64_t kFewTaps = 25;
   const int64_t C = p.C / p.groups, K = p.K / p.groups;
   const bool tiles = current_isa() == Isa::kAmxBf16;
-  // Phases of a depthwise gradient have too few taps to pay for a copy each; the weight gradient
-  // has the lanes of one group alone. Processors with tiles multiply pairs no
-  // faster than float32.
-  if (nhwc && has_narrow_groups(p) && p.C >= 16 && !(tiles && C == 1 && p.R * p.S <= kFewTaps))
+  // Phases of a depthwise gradient have too few taps to pay for a copy each, which processors with
+  // tiles do without; the weight gradient has the lanes of one group alone.
+  if (nhwc && has_narrow_groups(p) && p.C >= 16)
     return pass == ConvPass::kFprop ||
-           (pass == ConvPass::kDgrad && (C > 1 || (p.stride_h == 1 && p.stride_w == 1)));
+           (pass == ConvPass::kDgrad && (C > 1 || tiles || (p.stride_h == 1 && p.stride_w == 1)));
   const int64_t lanes = pass == ConvPass::kDgrad ? C : K;
   const int64_t reduced = pass == ConvPass::kFprop ? C : pass == ConvPass::kDgrad ? K : p.P * p.Q;
   if (tiles) {  // chwn, which keeps the bits of others, has what has few products in registers
