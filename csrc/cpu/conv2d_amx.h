@@ -70,6 +70,12 @@ inline void plan_amx_blocks(AmxPlan& plan) {
   t.row_blocks = std::max(t.row_blocks, std::min(shares, t.P / kRows));
   t.block_rows = ceil_div(t.P, t.row_blocks);
   t.row_blocks = ceil_div(t.P, t.block_rows);
+  // Rows without neighbours are cut, too.
+  if (plan.halo_w == 0 && t.P == 1) {
+    t.col_blocks = std::max(t.col_blocks, std::min(shares * t.col_blocks, t.Q / (4 * kAmxRows)));
+    t.block_cols = ceil_div(t.Q, t.col_blocks);
+    t.col_blocks = ceil_div(t.Q, t.block_cols);
+  }
   t.block_tiles = t.tiles;
   share_tiles(t, 1);
   plan.rows = (t.block_rows - 1) * plan.step_h + plan.halo_h + 1;
