@@ -111,8 +111,8 @@ inline bool prefers_conv2d_chwn(const ConvParams& p, bool nhwc, ConvPass pass) {
 inline bool prefers_conv2d_dots(const ConvParams& p, bool nhwc, ConvPass pass) {
   const int64_t C = p.C / p.groups, K = p.K / p.groups;
   const bool tiles = current_isa() == Isa::kAmxBf16;
-  // Phases of a depthwise gradient have too few taps to pay for a copy each, which processors with
-  // tiles do without; the weight gradient has the lanes of one group alone.
+  // Phases of a depthwise gradient have too few taps to pay for a copy each (processors with tiles
+  // copy none: see conv2d_amx.h); the weight gradient has the lanes of one group alone.
   if (nhwc && has_narrow_groups(p) && p.C >= 16)
     return pass == ConvPass::kFprop ||
            (pass == ConvPass::kDgrad && (C > 1 || tiles || (p.stride_h == 1 && p.stride_w == 1)));
