@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from bench import gpu_claims, memory
@@ -29,9 +29,11 @@ Rows = list[dict[str, str]]
 
 
 def load() -> Rows:
-    """Read all rows, those of one machine together."""
+    """Read all rows, those of one machine together; first those of the machine with the most."""
     rows = [row for path in sorted(RESULTS.glob("*.csv")) for row in read(path)]
-    return [row for row in rows if row.get("subject") in SUBJECTS and row.get("ratio_best")]
+    rows = [row for row in rows if row.get("subject") in SUBJECTS and row.get("ratio_best")]
+    counts = Counter(row["device"] for row in rows)
+    return sorted(rows, key=lambda row: -counts[row["device"]])
 
 
 def setting(row: dict[str, str]) -> tuple[str, ...]:

@@ -39,6 +39,14 @@ UNTIMED = 10  # of these, at the beginning of a turn
 ROUNDS = (5, 200)
 # The C compiler's options for an instruction set of ours; others are this machine's own.
 TARGETS = {"scalar": ("-march=x86-64",), "avx2": ("-march=x86-64-v3",)}
+# Of a processor's family and model, in servers.
+MICROARCHITECTURES = {
+    ("6", "85"): "Skylake",
+    ("6", "106"): "Ice Lake",
+    ("6", "143"): "Sapphire Rapids",
+    ("25", "1"): "Zen 3",
+    ("25", "17"): "Zen 4",
+}
 # Largest error allowed, as a part of the largest value: rounding of long sums, and Winograd's.
 TOLERANCE = {
     torch.float64: 1e-11,
@@ -213,10 +221,16 @@ def measure_machine(
 
 
 def cpu_name() -> str:
-    """Name the processor as the operating system does."""
+    """Name the processor as the operating system does, and its microarchitecture if known.
+
+    A virtual machine's name may be that of several, with other instruction sets.
+    """
     info = Path("/proc/cpuinfo")
-    found = info.exists() and re.search(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    text = info.read_text() if info.exists() else ""
+    fields = dict(re.findall(r"^([^\t:]+)\s*: (.*)$", text.split("\n\n")[0], re.MULTILINE))
+    name = fields.get("model name", "").strip() or platform.processor() or platform.machine()
+    model = (fields.get("cpu family"), fields.get("model"))
+    return f"{name} ({MICROARCHITECTURES[model]})" if model in MICROARCHITECTURES else name
 
 
 def idle_share(seconds: float = 0.5) -> float:
